@@ -1,0 +1,1 @@
+"""Exported files and the proof that they compute what was trained."""

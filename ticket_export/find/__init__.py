@@ -1,0 +1,1 @@
+"""Finding tickets, and the controls a ticket's row never stands without."""

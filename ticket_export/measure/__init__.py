@@ -1,0 +1,1 @@
+"""Timing: raw samples in rounds, stability in words, ratios with intervals."""

@@ -1,0 +1,1 @@
+"""Dense networks: the papers' own, and foreign builders with their weights."""

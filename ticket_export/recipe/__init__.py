@@ -1,0 +1,1 @@
+"""Recipes: strict YAML in, one frozen statement of what to do out."""

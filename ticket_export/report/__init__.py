@@ -1,0 +1,1 @@
+"""Reports: manifests in; rows, tables, figures and one self-contained page out."""

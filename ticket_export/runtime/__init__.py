@@ -1,0 +1,1 @@
+"""Executable forms of one network on one device, behind one Runner."""

@@ -1,0 +1,1 @@
+"""The content-addressed store: keys, manifests, locks and atomic publication."""
