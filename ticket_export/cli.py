@@ -1,0 +1,263 @@
+"""The command line: the only file that reads arguments, prints or exits.
+
+Data goes to stdout, progress and messages to stderr. Exit codes: 0 done, 1 a check failed, 2 the input is
+wrong, 3 hardware, disk or an extra is missing, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from ticket_export.errors import MeasureError, MissingDependency, RecipeError, TicketExportError
+
+app = typer.Typer(
+    name="ticket-export",
+    help="From a lottery ticket to a faster engine, with proof.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help needs no rich and answers at once
+    pretty_exceptions_enable=False,
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="such as recipes/digits_resnet20.yaml")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="replace one value of the recipe")
+]
+OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="where the store and the reports live")]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="where to train: cpu, cuda, mps")]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code; a mistake the user can mend is told without a traceback.
+
+    Args:
+        arguments: the words after the program's name; None reads them from `sys.argv`.
+    """
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="ticket-export")
+    except TicketExportError as error:
+        _say_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _say_error(error: TicketExportError) -> None:
+    typer.echo(f"error: {error}", err=True)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from ticket_export import __version__
+
+        typer.echo(f"ticket-export {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def check(
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="one or more recipe files")],
+    overrides: Overrides = None,
+) -> None:
+    """Say whether recipes are right, all problems at once. Reads nothing but the recipes."""
+    from ticket_export.recipe.load import load_recipe
+
+    failed = 0
+    for path in recipes:
+        try:
+            load_recipe(path, overrides or ())
+        except RecipeError as error:
+            _say_error(error)
+            failed += 1
+        else:
+            typer.echo(f"{path}: ok")
+    if failed:
+        typer.echo(f"{failed} of {len(recipes)} recipes are wrong", err=True)
+        raise typer.Exit(RecipeError.exit_code)
+
+
+@app.command()
+def plan(
+    recipe_path: RecipePath,
+    overrides: Overrides = None,
+    out: OutFolder = Path("out"),
+) -> None:
+    """List what `run` would do, in order, and what of it is already done. Writes nothing."""
+    from ticket_export.pipeline import plan as plan_recipe
+    from ticket_export.recipe.load import load_recipe
+    from ticket_export.report.table import text_table
+
+    nodes = plan_recipe(load_recipe(recipe_path, overrides or ()), out)
+    rows = [
+        [node.stage, node.subject, node.replicate, node.key, "done" if node.done else "to do"]
+        for node in nodes
+    ]
+    typer.echo(text_table(("stage", "subject", "replicate", "key", "state"), rows))
+    num_done = sum(node.done for node in nodes)
+    typer.echo(f"{len(nodes)} steps: {num_done} done, {len(nodes) - num_done} to do", err=True)
+
+
+@app.command()
+def run(
+    recipe_path: RecipePath,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="stop after this stage")] = None,
+    out: OutFolder = Path("out"),
+    device: Device = "cpu",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="training processes [default: the cores, at most 4; 1 on a GPU]")
+    ] = None,
+) -> None:
+    """Do everything a recipe says, skip what is done, and write the report."""
+    from ticket_export.pipeline import run as run_recipe
+    from ticket_export.recipe.load import load_recipe
+
+    recipe = load_recipe(recipe_path, overrides or ())
+    if workers is None:
+        workers = min(len(os.sched_getaffinity(0)), 4) if device == "cpu" else 1
+    try:
+        report = run_recipe(recipe, out, workers=workers, device=device, until=until)
+    except KeyboardInterrupt:
+        typer.echo("stopped; nothing is lost: the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(report.summary)
+
+
+@app.command()
+def show(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="as `plan` prints it; its first digits will do")],
+    out: OutFolder = Path("out"),
+) -> None:
+    """Print the manifest of one stored result, after checking its files against their hashes."""
+    from ticket_export.store.store import Store
+
+    typer.echo(json.dumps(Store(out).find(key), indent=2))
+
+
+@app.command()
+def measure(
+    models: Annotated[list[str], typer.Argument(metavar="[NAME=]MODEL...", help="the first is the baseline")],
+    runtime: Annotated[str, typer.Option(metavar="NAMES", help="one or more, joined by commas")] = "ort-cpu",
+    batch: Annotated[str, typer.Option(metavar="SIZES", help="one or more, joined by commas")] = "1",
+    scope: Annotated[str, typer.Option(help="compute, or end_to_end with the copies")] = "compute",
+    threads: Annotated[int, typer.Option(min=1, help="threads of the runtime, on a CPU")] = 1,
+    rounds: Annotated[int, typer.Option(min=5, help="rounds, each of them timing every model")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="print the rows of report.json instead")] = False,
+) -> None:
+    """Time models side by side, with intervals; exit 1 when a measurement is unstable."""
+    from ticket_export.measure.compare import compare
+
+    path_by_name = _named_models(models)
+    comparisons = [
+        compare(path_by_name, runtime=name, batch=size, scope=scope, threads=threads, rounds=rounds)
+        for name in _comma_list(runtime)
+        for size in _batches(batch)
+    ]
+    rows = [row for comparison in comparisons for row in comparison.rows]
+    if as_json:
+        document = {"schema": 1, "machine": comparisons[0].machine, "rows": rows}
+        typer.echo(json.dumps(document, indent=2))
+    else:
+        from ticket_export.report.table import measured_table
+
+        typer.echo(measured_table(rows))
+    unstable = [row for row in rows if not row["stable"]]
+    for row in unstable:
+        reasons = "; ".join(row["reasons"])
+        typer.echo(f"unstable: {row['subject']}, {row['runtime']}, batch {row['batch']}: {reasons}", err=True)
+    if unstable:
+        raise typer.Exit(1)
+
+
+def _comma_list(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _batches(text: str) -> list[int]:
+    sizes = _comma_list(text)
+    if not sizes or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise MeasureError(f"--batch: {text!r} is not a list of sizes", hint="for example --batch 1,8,64")
+    return [int(size) for size in sizes]
+
+
+def _named_models(arguments: Sequence[str]) -> dict[str, Path]:
+    """Map each model's name to its file; the name is given as NAME=FILE or is the file's stem."""
+    path_by_name: dict[str, Path] = {}
+    for argument in arguments:
+        name, equals, file = argument.partition("=")
+        if equals and name and "/" not in name and not Path(argument).exists():
+            if name in path_by_name:
+                raise MeasureError(
+                    f"the name {name!r} is given twice", hint="give each model a name of its own"
+                )
+            path_by_name[name] = Path(file)
+            continue
+        stem, number = Path(argument).stem, 2
+        name = stem
+        while name in path_by_name:
+            name, number = f"{stem}-{number}", number + 1
+        path_by_name[name] = Path(argument)
+    return path_by_name
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine offers: packages, runtimes, devices; exit 3 when a needed package is missing."""
+    from ticket_export.report.table import text_table
+    from ticket_export.store.machine import machine_facts
+
+    facts = [[key, value] for key, value in machine_facts().items() if not isinstance(value, dict)]
+    typer.echo(text_table(("machine", ""), [*facts, ["accelerator", _accelerator()]]))
+    packages = _declared_packages()
+    typer.echo()
+    typer.echo(text_table(("package", "needed for", "version"), packages))
+    missing = [
+        name for name, needed_for, version in packages if needed_for == "everything" and version == "-"
+    ]
+    if missing:
+        names = ", ".join(missing)
+        raise MissingDependency(f"not installed: {names}", hint=f"pip install {' '.join(missing)}")
+
+
+def _declared_packages() -> list[tuple[str, str, str]]:
+    """Return each declared dependency, what needs it (all or an extra), and its version or `-`."""
+    from importlib.metadata import PackageNotFoundError, requires, version
+
+    packages = []
+    for requirement in requires("ticket-export") or []:
+        words = re.match(r"(?P<name>[\w.-]+)(?:.*extra == \"(?P<extra>\w+)\")?", requirement)
+        assert words is not None, requirement
+        try:
+            found = version(words["name"])
+        except PackageNotFoundError:
+            found = "-"
+        packages.append((words["name"], f"[{words['extra']}]" if words["extra"] else "all", found))
+    return packages
+
+
+def _accelerator() -> str:
+    if find_spec("torch") is None:
+        return "unknown without torch"
+    import torch
+
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return "none (cpu only)" if device is None else f"{device.type}, {torch.accelerator.device_count()} of it"
