@@ -1,0 +1,205 @@
+"""ONNX Runtime on the CPU: the embedded default runtime. Imports no torch.
+
+Session settings and why: worker threads that wait must not spin, or the waiting subjects of an interleaved
+run would take the cores from the one being timed (onnxruntime.ai, "Thread management": allow_spinning); one
+operator at a time, so that `threads` is the whole parallelism.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from ticket_export.errors import MeasureError, MissingDependency
+from ticket_export.runtime.runner import Array, TensorSpec, require_inputs, require_scope, require_threads
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+DTYPE_FROM_ORT = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
+QUANTISED_OPS = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+)
+
+
+class OrtCpuRunner:
+    """An ONNX file in an ONNX Runtime session on the CPU, with buffers kept per input shape."""
+
+    name = "ort-cpu"
+    device = "cpu"
+
+    def __init__(self, path: Path, *, threads: int = 1) -> None:
+        require_threads(threads)
+        self.threads = threads
+        self.precision = precision_from_onnx(path)
+        self._session = _open_session(path, threads)
+        self._path = path
+        self.input_specs = {
+            node.name: TensorSpec(name=node.name, dtype=_dtype(node, path), shape=_shape(node.shape))
+            for node in self._session.get_inputs()
+        }
+        self._output_names = [node.name for node in self._session.get_outputs()]
+        self._bound: dict[tuple[tuple[int, ...], ...], _Binding] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bound.clear()
+        del self._session
+
+    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return every output by name.
+
+        Args:
+            inputs: arrays [N, ...] by input name, of the dtypes and shapes of `input_specs`.
+
+        Raises:
+            MeasureError: the inputs do not fit, or the session fails on them.
+        """
+        require_inputs(str(self._path), self.input_specs, inputs)
+        try:
+            outputs = self._session.run(self._output_names, dict(inputs))
+        except Exception as error:  # ONNX Runtime's errors share no base class but Exception
+            raise MeasureError(f"{self._path}: ONNX Runtime failed: {error}") from error
+        return dict(zip(self._output_names, outputs, strict=True))
+
+    def time_once(self, inputs: Mapping[str, Array], scope: str) -> float:
+        """Return the seconds of one inference.
+
+        Args:
+            inputs: arrays [N, ...] by input name.
+            scope: "compute" runs on bound input and output buffers, so nothing is copied or allocated while
+                the clock runs; "end_to_end" is one `session.run` from NumPy arrays to NumPy arrays.
+
+        Raises:
+            MeasureError: unknown scope, or the inputs do not fit.
+        """
+        require_scope(scope)
+        if scope == "end_to_end":
+            require_inputs(str(self._path), self.input_specs, inputs)
+            feed = dict(inputs)
+            start = time.perf_counter()
+            self._session.run(self._output_names, feed)
+            return time.perf_counter() - start
+        shapes = tuple(array.shape for array in inputs.values())
+        if shapes not in self._bound:
+            self._bound[shapes] = _Binding(self._session, self.infer(inputs), inputs)
+        return self._bound[shapes].time_once(inputs)
+
+
+class _Binding:
+    """Input and output buffers bound to a session for one set of input shapes."""
+
+    def __init__(
+        self, session: onnxruntime.InferenceSession, outputs: Mapping[str, Array], inputs: Mapping[str, Array]
+    ) -> None:
+        import onnxruntime
+
+        self._session = session
+        self._binding = session.io_binding()
+        # on the CPU an OrtValue shares the memory of its NumPy array, so writing the array feeds the session
+        self._inputs = {name: np.ascontiguousarray(array).copy() for name, array in inputs.items()}
+        for name, array in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+        self._outputs = {name: np.empty_like(array, order="C") for name, array in outputs.items()}
+        for name, array in self._outputs.items():
+            self._binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+
+    def time_once(self, inputs: Mapping[str, Array]) -> float:
+        for name, array in inputs.items():
+            np.copyto(self._inputs[name], array, casting="no")
+        run, binding = self._session.run_with_iobinding, self._binding
+        start = time.perf_counter()
+        run(binding)
+        return time.perf_counter() - start
+
+
+def precision_from_onnx(path: Path) -> str:
+    """Return what an ONNX file computes in: "int8", "fp16", "bf16", "fp64" or "fp32".
+
+    A file with quantising operators is "int8"; any other one is named after the floating type that most of
+    its weights have, or after its first floating input when it has no such weights.
+
+    Raises:
+        MeasureError: the file is missing or is not ONNX.
+        MissingDependency: onnx is not installed.
+    """
+    model = _load_graph(path)
+    if any(node.op_type in QUANTISED_OPS for node in model.graph.node):
+        return "int8"
+    # ONNX TensorProto.DataType: FLOAT 1, FLOAT16 10, DOUBLE 11, BFLOAT16 16
+    names = {1: "fp32", 10: "fp16", 11: "fp64", 16: "bf16"}
+    num_elements = dict.fromkeys(names, 0)
+    for weight in model.graph.initializer:
+        if weight.data_type in names:
+            num_elements[weight.data_type] += int(np.prod(weight.dims, dtype=np.int64))
+    if any(num_elements.values()):
+        return names[max(num_elements, key=lambda kind: num_elements[kind])]
+    kinds = [value.type.tensor_type.elem_type for value in model.graph.input]
+    return next((names[kind] for kind in kinds if kind in names), "fp32")
+
+
+def _load_graph(path: Path) -> onnx.ModelProto:
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingDependency("onnx is not installed", hint="pip install onnx") from error
+    if not path.is_file():
+        raise MeasureError(f"{path}: no such file", hint="give the path of an exported .onnx file")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise MeasureError(f"{path}: cannot be read: {error.strerror}") from error
+    except Exception as error:  # protobuf's DecodeError is private to the protobuf build in use
+        raise MeasureError(f"{path}: not an ONNX file ({error})") from error
+    if not model.graph.node:
+        raise MeasureError(f"{path}: not an ONNX file (its graph has no nodes)")
+    return model
+
+
+def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependency("onnxruntime is not installed", hint="pip install onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = 3  # errors only: they come back as exceptions with the same text
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base class but Exception
+        raise MeasureError(f"{path}: ONNX Runtime cannot open it: {error}") from error
+
+
+def _dtype(node: onnxruntime.NodeArg, path: Path) -> str:
+    if node.type not in DTYPE_FROM_ORT:
+        known = ", ".join(DTYPE_FROM_ORT)
+        raise MeasureError(f"{path}: input {node.name!r} is {node.type}, not one of {known}")
+    return DTYPE_FROM_ORT[node.type]
+
+
+def _shape(shape: list[int | str | None]) -> tuple[int | None, ...]:
+    return tuple(size if isinstance(size, int) else None for size in shape)
