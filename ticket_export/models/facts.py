@@ -1,0 +1,70 @@
+"""What is known of each network of the zoo without building it: no torch, so that `check` answers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZooFacts:
+    """What recipe checks and finders may rely on for one network of the zoo.
+
+    Attributes:
+        args: name of each argument that `model.args` may hold -> the texts it may be.
+        has_norm: it holds batch norms.
+        has_residual: some channels are joined by an add.
+        has_depthwise: it holds depthwise convolutions.
+        fixed_size: its classifier reads a flattened map, so it accepts one image size alone.
+        stem: name of the first layer when pruning leaves that layer whole, else None.
+        classifier: name of the last linear layer.
+        source: the paper the network comes from.
+    """
+
+    args: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    has_norm: bool
+    has_residual: bool
+    has_depthwise: bool = False
+    fixed_size: bool
+    stem: str | None
+    classifier: str
+    source: str
+
+    @property
+    def unpruned(self) -> tuple[str, ...]:
+        """Return the weights that magnitude pruning leaves whole: the stem's and the classifier's."""
+        return tuple(f"{layer}.weight" for layer in (self.stem, self.classifier) if layer is not None)
+
+
+_LTH = "Frankle & Carbin 2019 (arXiv 1803.03635), figure 2"
+_CIFAR_RESNET = ZooFacts(
+    args={"shortcut": ("projection", "pad")},
+    has_norm=True,
+    has_residual=True,
+    fixed_size=False,
+    stem="conv1",
+    classifier="linear",
+    source="He et al. 2016 (arXiv 1512.03385), section 4.2; `pad` is its option A, `projection` its option B",
+)
+_CONV = ZooFacts(
+    has_norm=False, has_residual=False, fixed_size=True, stem=None, classifier="fc3", source=_LTH
+)
+
+ZOO_FACTS: Mapping[str, ZooFacts] = {
+    "lenet300_100": _CONV,
+    "conv2": _CONV,
+    "conv4": _CONV,
+    "conv6": _CONV,
+    "resnet20": _CIFAR_RESNET,
+    "resnet32": _CIFAR_RESNET,
+    "resnet44": _CIFAR_RESNET,
+    "resnet56": _CIFAR_RESNET,
+    "resnet18": ZooFacts(
+        has_norm=True,
+        has_residual=True,
+        fixed_size=False,
+        stem="conv1",
+        classifier="linear",
+        source="He et al. 2016 (arXiv 1512.03385), table 1, with a 3x3 stem and no pooling",
+    ),
+}
