@@ -1,0 +1,297 @@
+"""What a recipe may say: one frozen section per stage. Every default means "no effect" and never changes.
+
+Defaults are left out of the keys of stored results, so a field added later with a neutral one keeps them all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from ticket_export.models.facts import ZOO_FACTS
+
+Fraction: TypeAlias = Annotated[float, Field(gt=0.0, lt=1.0)]
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+Channels: TypeAlias = tuple[float, ...]
+
+ZOO_PREFIX = "zoo:"
+_BUILDER = re.compile(r"[^:\s]+:[A-Za-z_][\w.\-/]*")
+Problems: TypeAlias = Iterator[tuple[str, str]]
+
+
+def _repeats(place: str, values: tuple[object, ...]) -> Problems:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            yield place, f"{value!r} is given twice"
+
+
+def _empty_or_repeats(place: str, values: tuple[object, ...]) -> Problems:
+    if not values:
+        yield place, "should hold at least one value, got an empty list"
+    yield from _repeats(place, values)
+
+
+class Section(BaseModel):
+    """Refuses unknown keys, cannot be changed after it is made, and tells all its problems at once."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def _problems(self) -> Problems:
+        """Yield (field, text) for each value that is right by itself and wrong beside another one."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _has_no_problem(self) -> Self:
+        problems = tuple(self._problems())
+        if problems:
+            text = "; ".join(f"{place}: {text}" for place, text in problems)
+            raise PydanticCustomError("recipe", "{text}", {"text": text, "problems": problems})
+        return self
+
+
+class DataSection(Section):
+    """Which images, how they are split, and how training images are varied.
+
+    Attributes:
+        source: `digits` (embedded), `arrays` (an .npz) or `folder` (class folders of images).
+        path: the .npz with train_x, train_y, test_x, test_y, or the folder holding train/ and test/.
+        mean: per channel, subtracted after the pixels are scaled to 0..1; empty means no normalisation.
+        std: per channel, divided by after `mean` is subtracted; as many values as `mean`.
+        holdout_fraction: share of the training images that validates; the test set picks nothing.
+        pad_crop: pixels of zero padding before a random crop to the original size; 0 is off.
+        flip: mirror half of the training images left to right.
+        cutout: side of a square set to the mean at a random place, in pixels; 0 is off.
+    """
+
+    source: Literal["digits", "arrays", "folder"]
+    path: str | None = None
+    mean: Channels = ()
+    std: Channels = ()
+    holdout_fraction: Fraction
+    pad_crop: Annotated[int, Field(ge=0)] = 0
+    flip: bool = False
+    cutout: Annotated[int, Field(ge=0)] = 0
+
+    def _problems(self) -> Problems:
+        if self.source == "digits" and self.path is not None:
+            yield "path", f"the digits are embedded and read no file, got {self.path!r}"
+        if self.source != "digits" and not self.path:
+            yield "path", f"is required with source {self.source} (--set data.path=...)"
+        if len(self.mean) != len(self.std):
+            yield "std", f"holds {len(self.std)} values, but mean holds {len(self.mean)}"
+        if any(value <= 0 for value in self.std):
+            yield "std", f"should be above 0 in every channel, got {list(self.std)}"
+
+
+class ModelSection(Section):
+    """Which dense network everything starts from.
+
+    Attributes:
+        builder: `zoo:resnet20`, `torchvision:resnet18`, `timm:...`, `pkg.module:function` or `file.py:fn`.
+        args: keyword arguments of the builder.
+        weights: a .safetensors, .pt or .npz file to start from instead of a fresh initialisation.
+    """
+
+    builder: str
+    args: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    weights: str | None = None
+
+    def _problems(self) -> Problems:
+        if not _BUILDER.fullmatch(self.builder):
+            yield (
+                "builder",
+                f"{self.builder!r} does not name a network (write zoo:resnet20 or package.module:function)",
+            )
+        elif self.builder.startswith(ZOO_PREFIX):
+            yield from self._zoo_problems(self.builder.removeprefix(ZOO_PREFIX))
+
+    def _zoo_problems(self, name: str) -> Problems:
+        if name not in ZOO_FACTS:
+            yield "builder", f"{name!r} is not in the zoo, which holds {', '.join(sorted(ZOO_FACTS))}"
+            return
+        allowed = ZOO_FACTS[name].args
+        for key, value in self.args.items():
+            if key not in allowed:
+                known = f"knows {', '.join(sorted(allowed))}" if allowed else "takes no arguments"
+                yield f"args.{key}", f"unknown argument; zoo:{name} {known}"
+            elif value not in allowed[key]:
+                yield f"args.{key}", f"{value!r} is not one of {', '.join(allowed[key])}"
+
+
+class TrainSection(Section):
+    """How every network of the run is trained.
+
+    Attributes:
+        epochs: passes over the training images, from initialisation to the end.
+        batch: images per step.
+        lr: peak learning rate.
+        optimizer: which rule takes the steps.
+        momentum: of SGD.
+        nesterov: look ahead by one momentum step (SGD).
+        weight_decay: L2 coefficient (decoupled with adamw).
+        schedule: how the learning rate moves after the warm-up.
+        milestones: epochs at which `step` multiplies the rate by `gamma`.
+        gamma: factor of `step`.
+        warmup_epochs: epochs of linear rise from 0 to `lr`.
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+        precision: number format of the forward and backward passes.
+        channels_last: keep activations in NHWC order.
+    """
+
+    epochs: Count
+    batch: Count
+    lr: Annotated[float, Field(gt=0.0)]
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    schedule: Literal["constant", "step", "cosine", "one_cycle"] = "constant"
+    milestones: tuple[int, ...] = ()
+    gamma: Annotated[float, Field(gt=0.0)] | None = None
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+
+    def _problems(self) -> Problems:
+        yield from self._step_problems()
+        if self.momentum and self.optimizer != "sgd":
+            yield "momentum", f"belongs to sgd; {self.optimizer} has its own, got {self.momentum}"
+        if self.nesterov and not self.momentum:
+            yield "nesterov", "needs momentum above 0, got momentum 0.0"
+        if self.warmup_epochs >= self.epochs:
+            yield "warmup_epochs", f"{self.warmup_epochs} is not below epochs ({self.epochs})"
+
+    def _step_problems(self) -> Problems:
+        if self.schedule != "step":
+            if self.milestones:
+                yield (
+                    "milestones",
+                    f"has no effect with schedule {self.schedule}, got {list(self.milestones)}",
+                )
+            if self.gamma is not None:
+                yield "gamma", f"has no effect with schedule {self.schedule}, got {self.gamma}"
+            return
+        if not self.milestones:
+            yield "milestones", "is required with schedule step"
+        if self.gamma is None:
+            yield "gamma", "is required with schedule step"
+        if any(late <= early for early, late in zip(self.milestones, self.milestones[1:], strict=False)):
+            yield "milestones", f"should rise, got {list(self.milestones)}"
+        for milestone in self.milestones:
+            if not 0 < milestone < self.epochs:
+                yield "milestones", f"{milestone} is not between 0 and epochs ({self.epochs})"
+
+
+class RefillSection(Section):
+    """Iterative magnitude pruning with rewinding, then Refill on every level.
+
+    Attributes:
+        scope: decided together: rows of a `layer` (the paper), `inner` channels of blocks, `coupled` groups.
+        levels: rounds of pruning; each yields a ticket.
+        drop_fraction: share of the weights still kept that a round drops.
+        magnitude_scope: compare magnitudes over the whole network or within each layer.
+        rewind_epoch: the epoch whose weights the tickets restart from; 0 is the initialisation.
+        round_to: kept widths are rounded up to a multiple of this.
+        controls: what the last ticket is compared with, beside the dense network.
+        form: train the small network cut out of the rewound one, or the dense shape with zeros held.
+    """
+
+    method: Literal["refill"]
+    scope: Literal["layer", "inner", "coupled"]
+    levels: Count
+    drop_fraction: Fraction
+    magnitude_scope: Literal["global", "layer"] = "global"
+    rewind_epoch: Annotated[int, Field(ge=0)]
+    round_to: Count = 1
+    controls: tuple[Literal["random", "uniform", "reinit", "unstructured"], ...] = ()
+    form: Literal["small", "masked"] = "small"
+
+    def _problems(self) -> Problems:
+        yield from _repeats("controls", self.controls)
+
+
+# One member today. The union is by `method`, which has no default: a defaulted tag would vanish from the keys
+# and two methods would share them.
+FindSection: TypeAlias = RefillSection
+
+
+class ShrinkSection(Section):
+    """How dead channels are removed and how equal the result must be.
+
+    Attributes:
+        tolerance: largest relative difference between the network before and after.
+        residual: `union` keeps a channel of a residual stream while any writer uses it.
+    """
+
+    tolerance: Annotated[float, Field(gt=0.0)] = 1e-5
+    residual: Literal["union"] = "union"
+
+
+class ExportSection(Section):
+    """Which files are written for every subject."""
+
+    targets: tuple[Literal["onnx"], ...]
+    precisions: tuple[Literal["fp32"], ...]
+
+    def _problems(self) -> Problems:
+        yield from _empty_or_repeats("targets", self.targets)
+        yield from _empty_or_repeats("precisions", self.precisions)
+
+
+class MeasureSection(Section):
+    """How latency is measured.
+
+    Attributes:
+        runtimes: what executes the exported files.
+        batches: images per inference; each is measured apart.
+        scope: `compute` (device work only) or `end_to_end` (with the copies).
+        threads: of the runtime, on a CPU.
+        rounds: every subject is timed once per round, in random order; rounds are the unit of the interval.
+        samples: timings of a subject within a round.
+    """
+
+    runtimes: tuple[Literal["ort-cpu", "torch"], ...]
+    batches: tuple[Count, ...]
+    scope: Literal["compute", "end_to_end"]
+    threads: Count = 1
+    rounds: Annotated[int, Field(ge=5)] = 10
+    samples: Count
+
+    def _problems(self) -> Problems:
+        yield from _empty_or_repeats("runtimes", self.runtimes)
+        yield from _empty_or_repeats("batches", self.batches)
+
+
+class Recipe(Section):
+    """A complete statement of what to do; it names no output folder and no device.
+
+    Attributes:
+        name: of the run's folder.
+        seed: every random number of the run follows from it.
+        replicates: how often everything is repeated with other random numbers.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    seed: Annotated[int, Field(ge=0)]
+    replicates: Count = 1
+    data: DataSection
+    model: ModelSection
+    train: TrainSection
+    find: FindSection
+    shrink: ShrinkSection = ShrinkSection()
+    export: ExportSection
+    measure: MeasureSection
+
+    def _problems(self) -> Problems:
+        yield from cross_problems(self.train, self.find)
+
+
+def cross_problems(train: TrainSection, find: FindSection) -> Problems:
+    """Yield (place, text) for each value that is right by itself and wrong beside another section's."""
+    if find.rewind_epoch >= train.epochs:
+        yield "find.rewind_epoch", f"{find.rewind_epoch} is not below train.epochs ({train.epochs})"
