@@ -1,0 +1,76 @@
+"""Seeded batches of images that live on the device."""
+
+# N images, C channels, H W pixels
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ticket_export.data.augment import Augment, augmented, draw
+from ticket_export.errors import DataError
+from ticket_export.seeds import stream
+
+SeedPath = tuple[int | str, ...]  # the root seed, then what the numbers are for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batches:
+    """Training batches in a seeded order, augmented on the device where the images live.
+
+    Every batch has `batch` images; what is left over at the end of an epoch is dropped, so that every step
+    averages the same number of images (the order is new each epoch, so no image is left out for good). A set
+    smaller than `batch` is one batch.
+
+    Attributes:
+        x: uint8 [N, C, H, W] on the device.
+        y: int64 [N] on the same device.
+        batch: images in a batch.
+        augment: what is done to the images.
+        seed_path: root seed and path; the numbers of epoch e depend on it and on e alone.
+    """
+
+    x: Tensor
+    y: Tensor
+    batch: int
+    augment: Augment
+    seed_path: SeedPath
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise DataError(f"a batch of {self.batch} images", hint="train.batch must be at least 1")
+
+    @property
+    def batch_size(self) -> int:
+        """Return the number of images in each batch: `batch`, or all of a smaller set."""
+        return min(self.batch, len(self.y))
+
+    @property
+    def num_batches(self) -> int:
+        """Return the number of batches in an epoch."""
+        return len(self.y) // self.batch_size
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of one epoch: float32 [batch, C, H, W] and int64 [batch].
+
+        Args:
+            epoch: 0 is the first.
+        """
+        root, *path = self.seed_path
+        name = f"epoch-{epoch}"
+        order = torch.randperm(len(self.y), generator=stream(int(root), *path, "order", name)).to(
+            self.x.device
+        )
+        draws = draw(
+            self.augment,
+            len(self.y),
+            *self.x.shape[2:],
+            generator=stream(int(root), *path, "augment", name),
+            device=self.x.device,
+        )
+        for index in range(self.num_batches):
+            part = slice(index * self.batch_size, (index + 1) * self.batch_size)
+            chosen = order[part]
+            yield augmented(self.x[chosen], self.augment, draws, part), self.y[chosen]
