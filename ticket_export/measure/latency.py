@@ -1,0 +1,272 @@
+"""Interleaved timing: every subject in every round, in random order, on the same fresh inputs."""
+
+from __future__ import annotations
+
+import gc
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from ticket_export.errors import MeasureError
+from ticket_export.measure.load import Load, LoadMeter, num_cores
+from ticket_export.measure.measurement import Measurement
+from ticket_export.measure.protocol import MAX_SAMPLES, MIN_SAMPLES, Protocol
+from ticket_export.measure.stability import stability_reasons
+from ticket_export.runtime.runner import Array, Runner, TensorSpec, shape_text
+from ticket_export.seeds import seed_from_path
+from ticket_export.store.machine import machine_facts
+
+# A warm-up window is at least this many calls and this many seconds: the median of fewer calls, or of less
+# than a few scheduler time slices, differs by more than 1 % from the next one even when nothing drifts.
+WINDOW_CALLS = 5
+WINDOW_S = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Warmup:
+    calls_s: npt.NDArray[np.float64]
+    latency_s: float  # median of the last window
+    drift_fraction: float
+
+
+def measure_interleaved(
+    runners: Mapping[str, Runner],
+    *,
+    batch: int,
+    protocol: Protocol,
+    on_round: Callable[[int, int], None] | None = None,
+) -> dict[str, Measurement]:
+    """Time all runners in the same rounds and return every raw sample, by the runners' names.
+
+    Each subject is warmed until two windows agree (or the cap is reached, which becomes a reason). Then every
+    round draws fresh inputs, the same for all subjects, and a random order; a subject's first call in a round
+    finds the caches cold and is kept apart. Python's garbage collector rests meanwhile.
+
+    Args:
+        runners: open runners by subject name, of equal runtime, device, precision, threads and inputs.
+        batch: images per inference, at least 1.
+        protocol: how to measure.
+        on_round: called after each round with (rounds done, rounds in all).
+
+    Raises:
+        MeasureError: no runners, a batch below 1 or one the network does not take, or unequal runners.
+    """
+    specs = _require_equal_runners(runners, protocol)
+    shapes = _input_shapes(specs, batch)
+    inputs = _Inputs(specs, shapes, protocol.seed)
+    with _collector_off():
+        warmups = {
+            name: _warm(runner, inputs.draw(runner, "warm-up"), protocol) for name, runner in runners.items()
+        }
+        samples = protocol.samples or _samples_that_fit(warmups, protocol)
+        timed = _Timed.empty(runners, rounds=protocol.rounds, samples=samples)
+        for index in range(protocol.rounds):
+            timed.loads.append(_time_round(runners, inputs, index, timed, protocol))
+            if on_round is not None:
+                on_round(index + 1, protocol.rounds)
+    return _measurements(runners, warmups, timed, batch=batch, protocol=replace(protocol, samples=samples))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Timed:
+    """What the rounds fill: seconds by subject, and the load of others by round."""
+
+    samples_s: dict[str, npt.NDArray[np.float64]]  # [rounds, samples]
+    lead_in_s: dict[str, npt.NDArray[np.float64]]  # [rounds]
+    loads: list[Load]
+
+    @classmethod
+    def empty(cls, names: Mapping[str, object], *, rounds: int, samples: int) -> _Timed:
+        return cls(
+            samples_s={name: np.full((rounds, samples), np.nan) for name in names},
+            lead_in_s={name: np.full(rounds, np.nan) for name in names},
+            loads=[],
+        )
+
+
+def _time_round(
+    runners: Mapping[str, Runner], inputs: _Inputs, index: int, timed: _Timed, protocol: Protocol
+) -> Load:
+    """Fill row `index` of `timed`, all subjects in random order, and return the load meanwhile."""
+    names = list(runners)
+    generator = np.random.default_rng(seed_from_path(protocol.seed, "measure", "order", index))
+    meter = LoadMeter()
+    for position in generator.permutation(len(names)):
+        name = names[position]
+        runner = runners[name]
+        arrays = inputs.draw(runner, f"round-{index}")
+        timed.lead_in_s[name][index] = runner.time_once(arrays, protocol.scope)
+        row_s = timed.samples_s[name][index]
+        for sample in range(len(row_s)):
+            row_s[sample] = runner.time_once(arrays, protocol.scope)
+    return meter.stop()
+
+
+def _warm(runner: Runner, inputs: Mapping[str, Array], protocol: Protocol) -> _Warmup:
+    """Run until the medians of two consecutive windows agree, or the cap is reached."""
+    calls_s: list[float] = []
+    before_s: float | None = None
+    drift_fraction = float("inf")
+    while True:
+        window_s = _window(runner, inputs, protocol.scope)
+        calls_s += window_s
+        median_s = float(np.median(window_s))
+        if before_s is not None:
+            drift_fraction = abs(median_s / before_s - 1.0)
+        before_s = median_s
+        capped = sum(calls_s) > protocol.warmup_cap_s and len(calls_s) >= 3 * WINDOW_CALLS
+        if drift_fraction < protocol.drift_fraction or capped:
+            return _Warmup(calls_s=np.array(calls_s), latency_s=median_s, drift_fraction=drift_fraction)
+
+
+def _window(runner: Runner, inputs: Mapping[str, Array], scope: str) -> list[float]:
+    """Return the seconds of enough calls for one median."""
+    calls_s: list[float] = []
+    total_s = 0.0
+    while len(calls_s) < MAX_SAMPLES and (len(calls_s) < WINDOW_CALLS or total_s < WINDOW_S):
+        calls_s.append(runner.time_once(inputs, scope))
+        total_s += calls_s[-1]
+    return calls_s
+
+
+def _samples_that_fit(warmups: Mapping[str, _Warmup], protocol: Protocol) -> int:
+    """Return the samples per round that take about `block_s` for the slowest subject."""
+    slowest_s = max(warmup.latency_s for warmup in warmups.values())
+    return int(np.clip(round(protocol.block_s / max(slowest_s, 1e-9)), MIN_SAMPLES, MAX_SAMPLES))
+
+
+def _measurements(
+    runners: Mapping[str, Runner],
+    warmups: Mapping[str, _Warmup],
+    timed: _Timed,
+    *,
+    batch: int,
+    protocol: Protocol,
+) -> dict[str, Measurement]:
+    machine, run, cores = machine_facts(), uuid.uuid4().hex[:12], num_cores()
+    return {
+        name: Measurement(
+            name=name,
+            samples_s=timed.samples_s[name],
+            lead_in_s=timed.lead_in_s[name],
+            warmup_s=warmups[name].calls_s,
+            runtime=runner.name,
+            device=runner.device,
+            precision=runner.precision,
+            batch=batch,
+            scope=protocol.scope,
+            threads=protocol.threads,
+            protocol=protocol,
+            machine=machine,
+            run=run,
+            loads=tuple(timed.loads),
+            reasons=stability_reasons(
+                timed.samples_s[name],
+                warmup_drift_fraction=warmups[name].drift_fraction,
+                drift_limit=protocol.drift_fraction,
+                loads=timed.loads,
+                threads=protocol.threads,
+                num_cores=cores,
+            ),
+        )
+        for name, runner in runners.items()
+    }
+
+
+class _Inputs:
+    """Random inputs, the same for every runner; only the last draw is kept."""
+
+    def __init__(self, specs: list[TensorSpec], shapes: list[tuple[int, ...]], seed: int) -> None:
+        self._specs, self._shapes, self._seed = specs, shapes, seed
+        self._label = ""
+        self._arrays: list[Array] = []
+
+    def draw(self, runner: Runner, label: str) -> dict[str, Array]:
+        """Return the inputs that belong to `label`, under the runner's own input names."""
+        if label != self._label:
+            generator = np.random.default_rng(seed_from_path(self._seed, "measure", "inputs", label))
+            pairs = zip(self._specs, self._shapes, strict=True)
+            self._arrays = [_random_array(generator, spec.dtype, shape) for spec, shape in pairs]
+            self._label = label
+        return dict(zip(runner.input_specs, self._arrays, strict=True))
+
+
+def _random_array(generator: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Array:
+    """Return normal noise for floating types, and zeros and ones, valid as any index, for all others."""
+    if np.issubdtype(np.dtype(dtype), np.floating):
+        return generator.standard_normal(shape).astype(dtype)
+    return generator.integers(0, 2, shape).astype(dtype)
+
+
+def _input_shapes(specs: list[TensorSpec], batch: int) -> list[tuple[int, ...]]:
+    if batch < 1:
+        raise MeasureError(f"measure: batch is {batch}, but must be at least 1")
+    return [_with_batch(spec, batch) for spec in specs]
+
+
+def _with_batch(spec: TensorSpec, batch: int) -> tuple[int, ...]:
+    sizes = [size for size in spec.shape[1:] if size is not None]
+    if not spec.shape or len(sizes) != len(spec.shape) - 1:
+        raise MeasureError(
+            f"measure: input {spec.name!r} is {shape_text(spec.shape)}; only the batch, axis 0, may be free",
+            hint="export it with fixed height and width",
+        )
+    if spec.shape[0] not in (None, batch):
+        raise MeasureError(
+            f"measure: batch is {batch}, but input {spec.name!r} is {shape_text(spec.shape)}",
+            hint="export it with a dynamic batch, or measure at the batch it has",
+        )
+    return (batch, *sizes)
+
+
+def _require_equal_runners(runners: Mapping[str, Runner], protocol: Protocol) -> list[TensorSpec]:
+    """Return the inputs that all runners share.
+
+    Raises:
+        MeasureError: no runners, or the first difference between two of them with both values.
+    """
+    if not runners:
+        raise MeasureError("measure: no models were given")
+    first_name, first = next(iter(runners.items()))
+    for name, runner in runners.items():
+        if runner.threads != protocol.threads:
+            raise MeasureError(
+                f"measure: {name!r} runs on {runner.threads} threads, the protocol says {protocol.threads}"
+            )
+        for field in ("name", "device", "precision"):
+            ours, theirs = getattr(runner, field), getattr(first, field)
+            if ours != theirs:
+                word = "runtime" if field == "name" else field
+                raise MeasureError(
+                    f"cannot compare {name!r} against {first_name!r}: {word} is {ours!r} against {theirs!r}"
+                )
+        if _inputs_text(runner) != _inputs_text(first):
+            raise MeasureError(
+                f"cannot compare {name!r} against {first_name!r}: "
+                f"inputs are {_inputs_text(runner)} against {_inputs_text(first)}",
+                hint="both networks must take the same images",
+            )
+    return list(first.input_specs.values())
+
+
+def _inputs_text(runner: Runner) -> str:
+    """Return dtypes and shapes in order; names may differ between exporters."""
+    specs = runner.input_specs.values()
+    return ", ".join(f"{spec.dtype} {shape_text(spec.shape)}" for spec in specs)
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """Keep Python's cyclic garbage collector from running inside a timed call."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

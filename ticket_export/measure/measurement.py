@@ -1,0 +1,181 @@
+"""One Runner x batch x machine x protocol: every raw sample, in rounds, and how it was made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ticket_export.errors import MeasureError
+from ticket_export.measure.load import Load
+from ticket_export.measure.protocol import Protocol
+
+SCHEMA = 1
+P99_SAMPLES = 1000
+ARRAYS = ("samples_s", "lead_in_s", "warmup_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Measurement:
+    """The timings of one subject in one interleaved measuring run.
+
+    Attributes:
+        name: the subject, as given to the run.
+        samples_s: [rounds, samples] seconds of single inferences.
+        lead_in_s: [rounds] seconds of the first call of each round, which finds the caches cold; not in
+            `samples_s`.
+        warmup_s: [calls] seconds of the calls before the first round; not in `samples_s`.
+        runtime, device, precision: of the Runner.
+        batch: images per inference.
+        scope: "compute" or "end_to_end".
+        threads: CPU threads of one inference.
+        protocol: as it was run, with `samples` resolved to a number.
+        machine: facts of the machine; equal facts mean comparable.
+        run: name of the interleaved run; only Measurements of one run share rounds.
+        loads: what others used of the machine, one per round.
+        reasons: why it is not to be trusted, in words; empty means stable.
+    """
+
+    name: str
+    samples_s: npt.NDArray[np.float64]
+    lead_in_s: npt.NDArray[np.float64]
+    warmup_s: npt.NDArray[np.float64]
+    runtime: str
+    device: str
+    precision: str
+    batch: int
+    scope: str
+    threads: int
+    protocol: Protocol
+    machine: Mapping[str, Any]  # Any: JSON values, whatever the machine module records
+    run: str
+    loads: tuple[Load, ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds, the unit of every interval."""
+        return int(self.samples_s.shape[0])
+
+    @property
+    def num_samples(self) -> int:
+        """Samples per round."""
+        return int(self.samples_s.shape[1])
+
+    @property
+    def stable(self) -> bool:
+        """True when there is no reason to distrust the samples."""
+        return not self.reasons
+
+    @property
+    def round_medians_s(self) -> npt.NDArray[np.float64]:
+        """The median of every round, [rounds] seconds."""
+        return np.asarray(np.median(self.samples_s, axis=1), dtype=np.float64)
+
+    @property
+    def throughput_per_s(self) -> float:
+        """Images per second over the timed calls: all images divided by all seconds."""
+        return float(self.batch * self.samples_s.size / self.samples_s.sum())
+
+    @property
+    def p50_s(self) -> float:
+        """The median of all samples."""
+        return float(np.median(self.samples_s))
+
+    @property
+    def p90_s(self) -> float:
+        """The 90th percentile of all samples, by nearest rank."""
+        return float(np.quantile(self.samples_s, 0.9, method="inverted_cdf"))
+
+    @property
+    def p99_s(self) -> float | None:
+        """The 99th percentile of all samples; None below 1000 of them, when fewer than ten lie beyond it."""
+        if self.samples_s.size < P99_SAMPLES:
+            return None
+        return float(np.quantile(self.samples_s, 0.99, method="inverted_cdf"))
+
+    def latency_json(self) -> dict[str, float]:
+        """Return the `latency_s` field of a report row: p50 and p90 in seconds."""
+        return {"p50": self.p50_s, "p90": self.p90_s}
+
+    def facts_json(self) -> dict[str, Any]:  # Any: JSON values
+        """Return everything but the arrays as JSON values."""
+        fields = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ARRAYS
+        }
+        return {
+            "schema": SCHEMA,
+            **fields,
+            "protocol": dataclasses.asdict(self.protocol),
+            "machine": dict(self.machine),
+            "loads": [dataclasses.asdict(load) for load in self.loads],
+            "reasons": list(self.reasons),
+        }
+
+    @classmethod
+    def from_json(
+        cls,
+        facts: Mapping[str, Any],  # Any: JSON values
+        arrays: Mapping[str, npt.NDArray[np.float64]],
+    ) -> Measurement:
+        """Return the Measurement that `facts_json` and its arrays came from.
+
+        Raises:
+            MeasureError: the facts have another schema.
+        """
+        if facts.get("schema") != SCHEMA:
+            raise MeasureError(f"measurement: schema is {facts.get('schema')!r}, this version reads {SCHEMA}")
+        fields = {key: value for key, value in facts.items() if key != "schema"}
+        fields["protocol"] = Protocol(**facts["protocol"])
+        fields["loads"] = tuple(Load(**load) for load in facts["loads"])
+        fields["reasons"] = tuple(facts["reasons"])
+        fields |= {name: arrays[name] for name in ARRAYS}
+        return cls(**fields)
+
+
+def save_measurements(path: Path, measurements: Mapping[str, Measurement]) -> None:
+    """Write all raw samples and facts into one .npz file, which appears only when it is complete.
+
+    Args:
+        path: the file to write; an existing one is replaced.
+        measurements: by subject name.
+    """
+    arrays: dict[str, npt.NDArray[np.generic]] = {
+        f"{index}/{name}": getattr(measurement, name)
+        for index, measurement in enumerate(measurements.values())
+        for name in ARRAYS
+    }
+    facts = [measurement.facts_json() for measurement in measurements.values()]
+    arrays["facts"] = np.array(json.dumps(facts))
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    partial.replace(path)
+
+
+def load_measurements(path: Path) -> dict[str, Measurement]:
+    """Return what `save_measurements` wrote, by subject name in the same order.
+
+    Raises:
+        MeasureError: the file is missing, damaged or of another schema.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            stored = {name: file[name] for name in file.files}
+        facts = json.loads(str(stored["facts"]))
+        measurements = [
+            Measurement.from_json(fact, {name: stored[f"{index}/{name}"] for name in ARRAYS})
+            for index, fact in enumerate(facts)
+        ]
+    except (OSError, KeyError, ValueError, EOFError) as error:
+        raise MeasureError(f"{path}: not a file of measurements: {error}") from error
+    return {measurement.name: measurement for measurement in measurements}

@@ -1,0 +1,103 @@
+"""Why a measurement is not to be trusted, in words with numbers; no reason means stable.
+
+The limits are about the numbers that are reported (medians per round, their ratio), not about single samples:
+an interrupt now and then is normal and a median does not see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ticket_export.measure.load import Load
+
+ROUND_CV_LIMIT = 0.05
+TREND_LIMIT = 0.05
+TAIL_LIMIT = 1.5
+STEAL_LIMIT_CORES = 0.05
+
+
+def stability_reasons(
+    samples_s: npt.NDArray[np.float64],
+    *,
+    warmup_drift_fraction: float,
+    drift_limit: float,
+    loads: Sequence[Load],
+    threads: int,
+    num_cores: int,
+) -> tuple[str, ...]:
+    """Return every reason to distrust the samples, each one sentence with its number and its limit.
+
+    Args:
+        samples_s: [rounds, samples] seconds.
+        warmup_drift_fraction: relative difference of the last two warm-up windows.
+        drift_limit: what that difference had to fall below.
+        loads: the load of others, one per round.
+        threads: CPU threads of one inference.
+        num_cores: logical cores of the machine.
+    """
+    found = [
+        _warmup(warmup_drift_fraction, drift_limit),
+        _round_spread(samples_s),
+        _trend(samples_s),
+        _tail(samples_s),
+        _neighbour(loads, threads=threads, num_cores=num_cores),
+        _steal(loads),
+    ]
+    return tuple(reason for reason in found if reason is not None)
+
+
+def _warmup(drift_fraction: float, limit: float) -> str | None:
+    if drift_fraction < limit:
+        return None
+    return f"warm-up never settled: its last two windows differ by {drift_fraction:.1%} (limit {limit:.1%})"
+
+
+def _round_spread(samples_s: npt.NDArray[np.float64]) -> str | None:
+    medians_s = np.median(samples_s, axis=1)
+    variation = float(np.std(medians_s, ddof=1) / np.mean(medians_s))
+    if variation <= ROUND_CV_LIMIT:
+        return None
+    return f"the medians of the rounds vary by {variation:.1%} (limit {ROUND_CV_LIMIT:.0%})"
+
+
+def _trend(samples_s: npt.NDArray[np.float64]) -> str | None:
+    medians_s = np.median(samples_s, axis=1)
+    half = len(medians_s) // 2
+    change = float(np.median(medians_s[-half:]) / np.median(medians_s[:half])) - 1.0
+    if abs(change) <= TREND_LIMIT:
+        return None
+    word = "slower" if change > 0 else "faster"
+    limit = f"limit {TREND_LIMIT:.0%}"
+    return f"the second half of the rounds is {abs(change):.1%} {word} than the first ({limit})"
+
+
+def _tail(samples_s: npt.NDArray[np.float64]) -> str | None:
+    p50_s, p90_s = np.quantile(samples_s, [0.5, 0.9])
+    if p90_s <= TAIL_LIMIT * p50_s:
+        return None
+    return f"one sample in ten takes {p90_s / p50_s:.1f}x the median or more (limit {TAIL_LIMIT:.1f}x)"
+
+
+def _neighbour(loads: Sequence[Load], *, threads: int, num_cores: int) -> str | None:
+    """A neighbour matters when it takes a quarter of the machine, or cores that the inference needs."""
+    other_cores = float(np.mean([load.other_cores for load in loads]))
+    limit = max(0.1, min(0.25 * num_cores, num_cores - threads))
+    if other_cores <= limit:
+        return None
+    return (
+        f"busy neighbour: other processes used {other_cores:.2f} of {num_cores} cores during the rounds "
+        f"(limit {limit:.2f} with {threads} thread{'s' if threads > 1 else ''})"
+    )
+
+
+def _steal(loads: Sequence[Load]) -> str | None:
+    steal_cores = float(np.mean([load.steal_cores for load in loads]))
+    if steal_cores <= STEAL_LIMIT_CORES:
+        return None
+    return (
+        f"the hypervisor took {steal_cores:.2f} cores for other guests during the rounds "
+        f"(limit {STEAL_LIMIT_CORES:.2f})"
+    )
