@@ -1,0 +1,104 @@
+"""The graph of stages in words: what each stage is called, its revision, and what its results depend on.
+
+    train(dense) -> find(ticket@1) -> train(ticket@1)         -> shrink -> export -> measure -> report
+         |               ^
+         |     find(unstructured@1) -> train(unstructured@1) -> find(unstructured@2) -> ...
+         +-> export
+
+Nothing here knows a tensor, a file or a recipe's values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias, get_args
+
+StageWord: TypeAlias = Literal["train", "find", "shrink", "export", "measure", "report"]
+SubjectKind: TypeAlias = Literal["dense", "ticket", "random", "uniform", "reinit", "unstructured"]
+
+STAGE_WORDS: Final[tuple[StageWord, ...]] = get_args(StageWord)
+SUBJECT_KINDS: Final[tuple[SubjectKind, ...]] = get_args(SubjectKind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One step of the chain.
+
+    Attributes:
+        word: the recipe section, the subpackage, the store folder and the heading in the report.
+        revision: raised when the stage's code gives other results for the same inputs.
+        parents: the stages whose results it reads.
+        on_machine: its results belong to the machine they were made on.
+    """
+
+    word: StageWord
+    revision: int
+    parents: tuple[StageWord, ...]
+    on_machine: bool = False
+
+
+STAGES: Final[Mapping[StageWord, Stage]] = {
+    "train": Stage(word="train", revision=1, parents=("train", "find")),
+    "find": Stage(word="find", revision=1, parents=("train", "find")),
+    "shrink": Stage(word="shrink", revision=1, parents=("train", "find")),
+    "export": Stage(word="export", revision=1, parents=("train", "shrink")),
+    "measure": Stage(word="measure", revision=1, parents=("export",), on_machine=True),
+    "report": Stage(word="report", revision=1, parents=("train", "find", "shrink", "export", "measure")),
+}
+
+# What a result depends on beside its parents: whole sections, or single fields where the rest of a section
+# matters to other results alone. How many results a recipe asks for (levels, controls, replicates, targets,
+# precisions, runtimes, batches) is in no key: one more level leaves everything before it in place. A file is
+# in a key by its content, never by its path.
+HASHED: Final[Mapping[tuple[StageWord, SubjectKind], tuple[str, ...]]] = {
+    ("train", "dense"): ("data", "model", "train", "find.rewind_epoch"),
+    ("train", "unstructured"): ("data", "model", "train", "find.rewind_epoch"),
+    ("train", "ticket"): ("data", "model", "train", "find.rewind_epoch", "find.form"),
+    ("train", "random"): ("data", "model", "train", "find.rewind_epoch", "find.form"),
+    ("train", "uniform"): ("data", "model", "train", "find.form"),
+    ("train", "reinit"): ("data", "model", "train", "find.form"),
+    ("find", "unstructured"): ("find.method", "find.drop_fraction", "find.magnitude_scope"),
+    ("find", "ticket"): ("find.method", "find.scope", "find.round_to"),
+    ("find", "random"): ("find.method",),
+    ("find", "uniform"): ("find.method", "find.round_to"),
+    ("shrink", "ticket"): ("find.round_to", "shrink"),
+    ("shrink", "random"): ("find.round_to", "shrink"),
+    ("shrink", "uniform"): ("find.round_to", "shrink"),
+    ("shrink", "reinit"): ("find.round_to", "shrink"),
+}
+NOT_HASHED: Final = frozenset({"data.path", "model.weights"})
+LATENCY_HASHED: Final = ("measure.scope", "measure.threads", "measure.rounds", "measure.samples")
+
+_SUBJECT = re.compile(r"(?P<kind>[a-z]+)(?:@(?P<level>[1-9][0-9]*))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One network of the comparison; `level` counts rounds of pruning from 1, and is None for dense."""
+
+    kind: SubjectKind
+    level: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in SUBJECT_KINDS or (self.kind == "dense") != (self.level is None):
+            raise ValueError(f"{self.kind!r} at level {self.level} is no subject; like dense or ticket@2")
+
+    def __str__(self) -> str:
+        return self.kind if self.level is None else f"{self.kind}@{self.level}"
+
+
+def subject_from_text(text: str) -> Subject:
+    """Return the subject that is written `dense` or `ticket@2`.
+
+    Raises:
+        ValueError: the text names no subject.
+    """
+    match = _SUBJECT.fullmatch(text)
+    if match is None or match["kind"] not in SUBJECT_KINDS:
+        raise ValueError(
+            f"{text!r} is no subject; known are {', '.join(SUBJECT_KINDS)}, all but dense with @LEVEL"
+        )
+    kind = next(kind for kind in SUBJECT_KINDS if kind == match["kind"])
+    return Subject(kind, None if match["level"] is None else int(match["level"]))
