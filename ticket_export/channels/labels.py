@@ -1,0 +1,463 @@
+"""The label pass: run the graph on channel labels instead of numbers.
+
+Data movement is the operation applied to the labels; element-wise operations unite the labels they join;
+contractions (convolution, linear) consume the labels of their input through weight columns and create the labels of
+their output through weight rows. Whatever mixes channels, or is unknown, pins them. Shared weights, free
+parameters, concatenation and flattening then need no special case by module name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ticket_export.channels import ops
+from ticket_export.channels.classes import FIXED, FREE, ChannelClasses
+from ticket_export.channels.compact import aligned_cores, compact, core, varying_axes
+from ticket_export.channels.trace import Trace, concrete_shape
+
+Labels = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contraction:
+    """One use of a weight that mixes input channels into output channels.
+
+    Attributes:
+        node: the graph node.
+        source: the node whose channels are consumed.
+        weight: name of the weight; `bias`: name of the bias or None.
+        row_axis, column_axis: axes of the weight that hold output and input channels.
+        rows [O], columns [I]: labels.
+        source_axis: the axis of the source that holds its channels.
+        is_padded: whether zeros are added around the input before the kernel sees it.
+    """
+
+    node: Node
+    source: Node
+    weight: str
+    bias: str | None
+    row_axis: int
+    column_axis: int
+    rows: Tensor
+    columns: Tensor
+    source_axis: int
+    is_padded: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class LabelledGraph:
+    """What the label pass found: the labels of every value, the contractions, and the labelled parameters."""
+
+    trace: Trace
+    classes: ChannelClasses = field(default_factory=ChannelClasses)
+    values: dict[Node, Labels] = field(default_factory=dict)
+    contractions: list[Contraction] = field(default_factory=list)
+    weight_rows: dict[str, tuple[int, Tensor]] = field(default_factory=dict)  # name -> (axis, labels)
+    weight_columns: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
+    depthwise: set[str] = field(default_factory=set)  # weights whose rows stay within their channel
+    leaves: dict[str, Tensor] = field(default_factory=dict)  # parameters used element by element
+    unknown_ops: set[str] = field(default_factory=set)
+
+
+def label(trace: Trace) -> LabelledGraph:
+    """Return the labels of every intermediate value and parameter of a traced network."""
+    graph = LabelledGraph(trace=trace)
+    labeller = _Labeller(graph)
+    for node in trace.module.graph.nodes:
+        labeller.run(node)
+    labeller.pin_tensors_used_in_two_ways()
+    labeller.pin_parameters_labelled_along_two_axes()
+    return graph
+
+
+class _Labeller:
+    def __init__(self, graph: LabelledGraph) -> None:
+        self.graph = graph
+        self.classes = graph.classes
+        self.values = graph.values
+        self.sizes: dict[Node, object] = {}  # results that are numbers, not tensors
+
+    def run(self, node: Node) -> None:
+        if node.op == "placeholder":
+            self.values[node] = torch.full((), FIXED).expand(concrete_shape(node))
+        elif node.op == "get_attr":
+            pass  # labelled where it is used: a weight by rows and columns, anything else element by element
+        elif node.op == "output":
+            for value in node.all_input_nodes:
+                for labels in self.tensors_of(value):
+                    self.classes.pin(labels, "model output")
+        elif not self._is_tensor_node(node):
+            self.sizes[node] = self._number(node)
+        else:
+            self.values[node] = self._tidy(self._labels_of_result(node))
+
+    @staticmethod
+    def _is_tensor_node(node: Node) -> bool:
+        value = node.meta.get("val")
+        return isinstance(value, Tensor | tuple | list)
+
+    def _number(self, node: Node) -> object:
+        value = node.meta.get("val")
+        return int(value.node.hint) if isinstance(value, torch.SymInt) else value
+
+    def _tidy(self, labels: Labels) -> Labels:
+        if isinstance(labels, tuple):
+            return tuple(self.classes.roots(part) for part in labels)
+        return self.classes.roots(labels)
+
+    # ------------------------------------------------------------------ operands
+
+    def tensors_of(self, node: Node) -> tuple[Tensor, ...]:
+        """Return the labels of the node's tensors; a parameter gets element labels on its first such use."""
+        if node.op == "get_attr":
+            return (self._leaf(str(node.target)),)
+        if node not in self.values:
+            return ()
+        labels = self.values[node]
+        parts = labels if isinstance(labels, tuple) else (labels,)
+        return tuple(self.classes.roots(part) for part in parts)
+
+    def operand(self, argument: object) -> object:
+        """Return an argument with nodes replaced by labels or numbers."""
+        if isinstance(argument, Node):
+            if argument in self.sizes:
+                return self.sizes[argument]
+            found = self.tensors_of(argument)
+            return found[0] if len(found) == 1 else found
+        if isinstance(argument, list | tuple):
+            return type(argument)(self.operand(part) for part in argument)
+        return argument
+
+    def _leaf(self, name: str) -> Tensor:
+        if name not in self.graph.leaves:
+            tensor = self.graph.trace.tensor(name)
+            if tensor.numel() <= 1:
+                self.graph.leaves[name] = torch.full(tensor.shape, FREE)
+            elif name not in self._sliceable():
+                self.graph.leaves[name] = torch.full((), FIXED).expand(tensor.shape)
+            else:
+                self.graph.leaves[name] = self.classes.fresh(tensor.numel()).reshape(tensor.shape)
+        return self.classes.roots(self.graph.leaves[name])
+
+    def _sliceable(self) -> set[str]:
+        module = self.graph.trace.module
+        return {name for name, _ in module.named_parameters(remove_duplicate=False)} | {
+            name for name, _ in module.named_buffers(remove_duplicate=False)
+        }
+
+    # ------------------------------------------------------------------ operations
+
+    def _labels_of_result(self, node: Node) -> Labels:
+        name = ops.op_name(node)
+        if node.op == "call_function" and not name:
+            return self._getitem(node)
+        if name in ops.CONVOLUTIONS and self._has_plain_weight(node):
+            return self._convolution(node)
+        if name in ops.TRANSPOSED_CONVOLUTIONS and self._has_plain_weight(node) and self._groups(node) == 1:
+            return self._contraction(node, row_axis=1, column_axis=0, source_axis=1, is_padded=True)
+        if name == "linear" and self._has_plain_weight(node):
+            return self._contraction(node, row_axis=0, column_axis=1, source_axis=-1, is_padded=False)
+        if name in ops.BATCH_NORMS:
+            return self._batch_norm(node)
+        if name in ops.MOVEMENTS:
+            return self._movement(node)
+        if name in ops.COPIES:
+            return self._first(node)
+        if name == "constant_pad_nd":
+            return self._pad(node)
+        if name == "prelu":
+            return self._per_channel(node, axis=1)
+        if name in ops.POOLS:
+            return self._pool(node, ops.POOLS[name])
+        if name in ops.REDUCTIONS:
+            return self._reduction(node)
+        if name in ops.MIXERS:
+            return self._mixer(node)
+        if ops.is_pointwise(node):
+            return self._pointwise(node)
+        return self._unknown(node)
+
+    def _first(self, node: Node) -> Tensor:
+        source = node.args[0]
+        assert isinstance(source, Node)
+        return self.tensors_of(source)[0]
+
+    def _getitem(self, node: Node) -> Labels:
+        source, position = node.args[0], node.args[1]
+        assert isinstance(source, Node)
+        assert isinstance(position, int)
+        return self.tensors_of(source)[position]
+
+    @staticmethod
+    def _has_plain_weight(node: Node) -> bool:
+        weight = node.args[1]
+        return isinstance(weight, Node) and weight.op == "get_attr"
+
+    @staticmethod
+    def _groups(node: Node) -> int:
+        position = 7 if "transpose" in ops.op_name(node) else 6  # place of `groups` in the ATen schema
+        groups = node.args[position] if len(node.args) > position else node.kwargs.get("groups", 1)
+        assert isinstance(groups, int)
+        return groups
+
+    def _convolution(self, node: Node) -> Tensor:
+        groups = self._groups(node)
+        if groups == 1:
+            return self._contraction(node, row_axis=0, column_axis=1, source_axis=1, is_padded=_pads(node))
+        weight = str(node.args[1].target)  # type: ignore[union-attr]
+        source = self.collapse(self._first(node), axis=1)
+        rows = self._rows(weight, axis=0)
+        if groups == len(source) == len(rows):
+            self.classes.unite(rows, source)
+            self.graph.depthwise.add(weight)
+        else:
+            self.classes.pin(source, f"grouped convolution {weight} (groups={groups})")
+            self.classes.pin(rows, f"grouped convolution {weight} (groups={groups})")
+        self._bias(node, rows)
+        return self._spread(rows, axis=1, shape=concrete_shape(node))
+
+    def _contraction(
+        self, node: Node, *, row_axis: int, column_axis: int, source_axis: int, is_padded: bool
+    ) -> Tensor:
+        source, weight_node = node.args[0], node.args[1]
+        assert isinstance(source, Node)
+        assert isinstance(weight_node, Node)
+        weight = str(weight_node.target)
+        rows = self._rows(weight, axis=row_axis)
+        if weight not in self.graph.weight_columns:
+            num_columns = self.graph.trace.tensor(weight).shape[column_axis]
+            self.graph.weight_columns[weight] = (column_axis, self.classes.fresh(num_columns))
+        columns = self.graph.weight_columns[weight][1]
+        self.classes.unite(columns, self.collapse(self.tensors_of(source)[0], axis=source_axis))
+        bias = self._bias(node, rows)
+        self.graph.contractions.append(
+            Contraction(
+                node=node, source=source, weight=weight, bias=bias, row_axis=row_axis, column_axis=column_axis,
+                rows=rows, columns=columns, source_axis=source_axis, is_padded=is_padded,
+            )
+        )  # fmt: skip
+        return self._spread(rows, axis=source_axis, shape=concrete_shape(node))
+
+    def _rows(self, weight: str, *, axis: int) -> Tensor:
+        if weight not in self.graph.weight_rows:
+            num_rows = self.graph.trace.tensor(weight).shape[axis]
+            self.graph.weight_rows[weight] = (axis, self.classes.fresh(num_rows))
+        return self.graph.weight_rows[weight][1]
+
+    def _bias(self, node: Node, rows: Tensor) -> str | None:
+        bias = node.args[2] if len(node.args) > 2 else None
+        if not isinstance(bias, Node):
+            return None
+        labels = self.tensors_of(bias)[0]
+        self.classes.unite(labels, rows)
+        return str(bias.target) if bias.op == "get_attr" else None
+
+    def collapse(self, labels: Tensor, *, axis: int) -> Tensor:
+        """Return one label per position on `axis`, after uniting all labels that share a position."""
+        lines = core(labels).movedim(axis, 0).reshape(core(labels).shape[axis], -1)
+        self.classes.unite(lines, lines[:, :1])
+        line = self.classes.roots(lines[:, 0])
+        return line.expand(labels.shape[axis])
+
+    @staticmethod
+    def _spread(line: Tensor, *, axis: int, shape: torch.Size) -> Tensor:
+        view = [1] * len(shape)
+        view[axis] = len(line)
+        return line.reshape(view).expand(shape)
+
+    def _batch_norm(self, node: Node) -> Labels:
+        labels = self._per_channel(node, axis=1)
+        empty = torch.full((0,), FREE)
+        return (labels, empty, empty) if isinstance(node.meta["val"], tuple | list) else labels
+
+    def _per_channel(self, node: Node, *, axis: int) -> Tensor:
+        source = self._first(node)
+        for parameter in node.args[1:]:
+            if isinstance(parameter, Node) and parameter not in self.sizes:
+                line = self.tensors_of(parameter)[0]
+                if line.numel() > 1:
+                    self.classes.unite(self._spread(line, axis=axis, shape=source.shape), source)
+        return source
+
+    def _movement(self, node: Node) -> Labels:
+        args = [self.operand(argument) for argument in node.args]
+        kwargs = {name: self.operand(argument) for name, argument in node.kwargs.items()}
+        target = (
+            torch.ops.aten.reshape.default if ops.op_name(node) in {"view", "_unsafe_view"} else node.target
+        )
+        assert callable(target)
+        moved = target(*args, **kwargs)
+        return tuple(moved) if isinstance(moved, list | tuple) else moved
+
+    def _pad(self, node: Node) -> Tensor:
+        labels = self._first(node)
+        amounts = node.args[1]
+        assert isinstance(amounts, list | tuple)
+        for index in range(len(amounts) // 2):
+            axis = labels.dim() - 1 - index
+            before, after = self.operand(amounts[2 * index]), self.operand(amounts[2 * index + 1])
+            assert isinstance(before, int)
+            assert isinstance(after, int)
+            if before < 0 or after < 0:
+                labels = labels.narrow(
+                    axis, max(-before, 0), labels.shape[axis] + min(before, 0) + min(after, 0)
+                )
+            labels = self._padded(labels, axis, max(before, 0), max(after, 0))
+        return labels
+
+    def _padded(self, labels: Tensor, axis: int, before: int, after: int) -> Tensor:
+        if before == after == 0:
+            return labels
+        shape = list(labels.shape)
+        if axis not in varying_axes(labels):
+            shape[axis] += before + after
+            return labels.narrow(axis, 0, 1).expand(shape)
+        # slots on a channel axis are channels of their own: they are zero, and go when nothing joins them
+        edges = []
+        for amount in (before, after):
+            shape[axis] = amount
+            edges.append(self._spread(self.classes.fresh(amount), axis=axis, shape=torch.Size(shape)))
+        return compact(torch.cat([edges[0], labels, edges[1]], dim=axis))
+
+    def _pool(self, node: Node, num_axes: int) -> Labels:
+        labels = self._first(node)
+        for axis in range(labels.dim() - num_axes, labels.dim()):
+            labels = self._uniform_along(labels, axis)
+        value = node.meta["val"]
+        if isinstance(value, tuple | list):
+            shapes = [
+                torch.Size(int(s) if isinstance(s, int) else int(s.node.hint) for s in v.shape) for v in value
+            ]
+            return tuple(self._resized(labels, shape) for shape in shapes)
+        return self._resized(labels, concrete_shape(node))
+
+    @staticmethod
+    def _resized(labels: Tensor, shape: torch.Size) -> Tensor:
+        stored = core(labels)
+        return stored[
+            tuple(slice(0, 1 if stored.shape[a] == 1 else None) for a in range(stored.dim()))
+        ].expand(shape)
+
+    def _uniform_along(self, labels: Tensor, axis: int) -> Tensor:
+        if axis not in varying_axes(labels):
+            return labels
+        self.classes.unite(labels, labels.narrow(axis, 0, 1))
+        return self.classes.roots(labels)
+
+    def _reduction(self, node: Node) -> Tensor:
+        labels = self._first(node)
+        axes = node.args[1] if len(node.args) > 1 and node.args[1] is not None else list(range(labels.dim()))
+        axes = [axes] if isinstance(axes, int) else list(axes)  # type: ignore[arg-type]
+        axes = [int(axis) % labels.dim() for axis in axes] or list(range(labels.dim()))  # type: ignore[call-overload]
+        keeps_axes = bool(node.args[2]) if len(node.args) > 2 else bool(node.kwargs.get("keepdim", False))
+        for axis in axes:
+            if axis in varying_axes(labels):
+                self.classes.pin(labels, f"{ops.op_name(node)} over channels")
+                labels = self._uniform_along(labels, axis)
+        for axis in sorted(axes, reverse=True):
+            labels = labels.narrow(axis, 0, 1) if keeps_axes else labels.select(axis, 0)
+        return labels
+
+    def _mixer(self, node: Node) -> Labels:
+        labels = self._first(node)
+        name = ops.op_name(node)
+        if name in {"softmax", "_softmax", "log_softmax", "_log_softmax"}:
+            mixed = [int(node.args[1]) % labels.dim()]  # type: ignore[arg-type]
+        elif name == "layer_norm":
+            mixed = list(range(labels.dim() - len(node.args[1]), labels.dim()))  # type: ignore[arg-type]
+        else:
+            mixed = list(range(1, labels.dim()))
+        if set(mixed) & set(varying_axes(labels)):
+            self.classes.pin(labels, f"{name} mixes its channels")
+        for parameter in node.args[1:]:
+            if isinstance(parameter, Node) and parameter.op == "get_attr":
+                leaf = self.tensors_of(parameter)[0]
+                axis_first = 1 if name in {"group_norm", "instance_norm"} else labels.dim() - leaf.dim()
+                view = (1,) * axis_first + tuple(leaf.shape)
+                view += (1,) * (labels.dim() - len(view))
+                self.classes.unite(leaf.reshape(view), labels)
+        return self.classes.roots(labels)
+
+    def _pointwise(self, node: Node) -> Tensor:
+        nodes = [n for n in node.all_input_nodes if n not in self.sizes]
+        operands = [self.tensors_of(n)[0] for n in nodes]
+        stored, shape = aligned_cores(operands)
+        full = [tuple([1] * (len(shape) - t.dim())) + tuple(t.shape) for t in operands]
+        joined = torch.full((1,) * len(shape), FREE)
+        for position, labels in enumerate(stored):
+            if self._is_broadcast_over_channels(position, stored, full, shape):
+                # one value scales or shifts many channels: it must stay, and it ties none of them together
+                self.classes.pin(labels, f"{ops.op_name(node)} broadcasts it over channels")
+                continue
+            self.classes.unite(joined, labels)
+            joined, labels = torch.broadcast_tensors(joined, labels)
+            joined = torch.where(joined == FREE, labels, joined)
+        return joined.expand(shape)
+
+    @staticmethod
+    def _is_broadcast_over_channels(
+        position: int, stored: Sequence[Tensor], full: Sequence[tuple[int, ...]], shape: torch.Size
+    ) -> bool:
+        others = [t for index, t in enumerate(stored) if index != position]
+        return any(
+            full[position][axis] == 1 and size > 1 and any(other.shape[axis] > 1 for other in others)
+            for axis, size in enumerate(shape)
+        ) and bool((stored[position] != FREE).any())
+
+    def _unknown(self, node: Node) -> Labels:
+        name = ops.op_name(node) or str(node.target)
+        for source in node.all_input_nodes:
+            if source.op == "get_attr":
+                self._pin_whole(str(source.target), f"unknown operation {name}")
+            for labels in self.tensors_of(source):
+                self.classes.pin(labels, f"unknown operation {name}")
+                if (core(labels) != FREE).any():
+                    self.graph.unknown_ops.add(name)
+        value = node.meta["val"]
+        if isinstance(value, tuple | list):
+            return tuple(
+                torch.full((), FIXED).expand(
+                    [s if isinstance(s, int) else int(s.node.hint) for s in part.shape]
+                )
+                for part in value
+                if isinstance(part, Tensor)
+            )
+        return torch.full((), FIXED).expand(concrete_shape(node))
+
+    # ------------------------------------------------------------------ afterwards
+
+    def _pin_whole(self, name: str, reason: str) -> None:
+        for table in (self.graph.weight_rows, self.graph.weight_columns):
+            if name in table:
+                self.classes.pin(table[name][1], reason)
+        if name in self.graph.leaves:
+            self.classes.pin(self.graph.leaves[name], reason)
+
+    def pin_tensors_used_in_two_ways(self) -> None:
+        """Pin weights that one place reads by rows and columns and another element by element or transposed."""
+        for name in self.graph.weight_rows:
+            row_axis = self.graph.weight_rows[name][0]
+            column_axis = self.graph.weight_columns.get(name, (None, None))[0]
+            if name in self.graph.leaves or row_axis == column_axis:
+                self._pin_whole(name, f"{name} is used in two ways")
+
+    def pin_parameters_labelled_along_two_axes(self) -> None:
+        """Pin element-wise parameters whose channels do not lie along one axis."""
+        for name, labels in self.graph.leaves.items():
+            roots = self.classes.roots(labels)
+            self.graph.leaves[name] = roots
+            if len(varying_axes(roots)) > 1:
+                self.classes.pin(roots, f"the channels of {name} lie along more than one axis")
+
+
+def _pads(node: Node) -> bool:
+    padding = node.args[4] if len(node.args) > 4 else node.kwargs.get("padding", 0)
+    if isinstance(padding, str):
+        return padding == "same"
+    amounts = padding if isinstance(padding, list | tuple) else [padding]
+    return any(amount != 0 for amount in amounts)

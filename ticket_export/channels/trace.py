@@ -1,0 +1,130 @@
+"""One functional ATen graph per network, with the names of the original parameters."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, export
+from torch.fx import GraphModule, Node
+
+from ticket_export.errors import ShrinkError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """A traced network in evaluation mode.
+
+    Attributes:
+        module: the graph; `get_attr` targets are the names in the model's `state_dict`.
+        inputs: the example inputs it was traced with, batch >= 2.
+        dynamic_batch: whether the graph accepts any batch; False where the forward fixes it.
+    """
+
+    module: GraphModule
+    inputs: tuple[Tensor, ...]
+    dynamic_batch: bool
+
+    def tensor(self, name: str) -> Tensor:
+        """Return the parameter, buffer or lifted constant called `name`."""
+        found: object = self.module
+        for part in name.split("."):
+            found = getattr(found, part)
+        if not isinstance(found, Tensor):
+            raise ShrinkError(
+                f"the traced network reads {name!r}, which is a {type(found).__name__}, no tensor"
+            )
+        return found
+
+
+def example_tuple(example_inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the example inputs as a tuple; a bare tensor is one input.
+
+    Raises:
+        ShrinkError: an input is no tensor, or has no batch axis.
+    """
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    if not inputs:
+        raise ShrinkError(
+            "example_inputs is empty",
+            hint="pass one tensor per input of the model, e.g. torch.randn(1, 3, 32, 32)",
+        )
+    for position, value in enumerate(inputs):
+        if not isinstance(value, Tensor):
+            raise ShrinkError(f"example_inputs[{position}] is a {type(value).__name__}, no tensor")
+        if value.dim() == 0 or value.shape[0] == 0:
+            raise ShrinkError(
+                f"example_inputs[{position}] has shape {tuple(value.shape)}: it needs a batch axis of at least 1"
+            )
+    return inputs
+
+
+def trace(
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, dynamic_size: bool = False
+) -> Trace:
+    """Return the functional graph of `model` in evaluation mode; the model itself is untouched.
+
+    The graph comes from `torch.export` and `run_decompositions({})`: in-place operations are gone, while
+    convolution, linear, attention and the norms stay whole.
+
+    Args:
+        model: any module that `torch.export` accepts.
+        example_inputs: a tensor or a tuple of tensors, axis 0 is the batch; a batch of 1 is doubled, since
+            `torch.export` specialises on 0 and 1.
+        dynamic_size: leave height and width (axes 2 and up) open as well, where the network allows it.
+
+    Raises:
+        ShrinkError: the model cannot be traced; the text names the reason `torch.export` gives.
+    """
+    inputs = tuple(
+        x if x.shape[0] > 1 else x.expand(2, *x.shape[1:]).clone() for x in example_tuple(example_inputs)
+    )
+    frozen = copy.deepcopy(model).eval()
+    dims = [_dynamic_axes(x, dynamic_size=dynamic_size) for x in inputs]
+    try:
+        program = _exported(frozen, inputs, tuple(dims))
+    except Exception as error:  # torch.export raises many kinds; every one means "not traceable"
+        raise _untraceable(model, inputs, error) from error
+    module = program.module(check_guards=False)
+    assert isinstance(module, GraphModule)
+    return Trace(module=module, inputs=inputs, dynamic_batch=_has_open_batch(module))
+
+
+def _dynamic_axes(x: Tensor, *, dynamic_size: bool) -> dict[int, object]:
+    axes: dict[int, object] = {0: Dim.AUTO}
+    if dynamic_size:
+        axes |= {axis: Dim.AUTO for axis in range(2, x.dim())}
+    return axes
+
+
+def _has_open_batch(module: GraphModule) -> bool:
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    return all(isinstance(node.meta["val"].shape[0], torch.SymInt) for node in inputs)
+
+
+def _exported(
+    model: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: object
+) -> torch.export.ExportedProgram:
+    with torch.no_grad(), warnings.catch_warnings():
+        # torch warns about its own deprecated internals during export; the user can do nothing about it
+        warnings.simplefilter("ignore")
+        return export(model, inputs, dynamic_shapes=dynamic_shapes).run_decompositions({})  # type: ignore[arg-type]
+
+
+def _untraceable(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception) -> ShrinkError:
+    shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return ShrinkError(
+        f"{type(model).__name__} cannot be traced with inputs {shapes}: {reason}",
+        hint="check the input shapes; control flow that depends on tensor values cannot be traced",
+    )
+
+
+def concrete_shape(node: Node) -> torch.Size:
+    """Return the shape of a node's tensor at the traced example."""
+    value = node.meta["val"]
+    return torch.Size([size if isinstance(size, int) else int(size.node.hint) for size in value.shape])
