@@ -2,11 +2,135 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tabulate import tabulate
+
+from ticket_export.report import words
+from ticket_export.report.rows import Report, Row
+from ticket_export.report.verdict import SubjectLine, Verdict, epoch_cost
+
+TRAINING_HEADS = ("Subject", "Epochs", "Seconds per epoch", "Share of dense", "MACs kept", "Threads")
 
 
 def text_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return a table for a terminal: columns aligned, every value printed as it is."""
     return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
+
+
+def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a table in GitHub's markdown."""
+    escaped = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    return tabulate(escaped, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def subject_table(lines: Sequence[SubjectLine]) -> str:
+    """Return the subjects under one setting, dense first, in markdown."""
+    heads = ("subject", "n", "accuracy (lowest-highest)", "weights kept", "MACs kept", "latency, ms")
+    rows = [
+        (
+            line.subject,
+            line.num_replicates,
+            words.percent(line.accuracy.mean)
+            + f" ({100 * line.accuracy.low:.1f}-{100 * line.accuracy.high:.1f})",
+            words.percent(line.param_density),
+            words.percent(line.mac_density),
+            words.milliseconds(line.latency_s.mean),
+            words.times(line.speedup),
+            "-" if line.rounds_won_fraction is None else f"{100 * line.rounds_won_fraction:.0f} %",
+            "yes" if line.stable else "; ".join(line.reasons),
+        )
+        for line in lines
+    ]
+    return markdown_table((*heads, "speedup (95 %)", "rounds won", "stable"), rows)
+
+
+def verdict_table(found: Sequence[Verdict]) -> str:
+    """Return each ticket's accuracy against dense and its controls, in markdown."""
+    heads = ("ticket", "against", "runtime", "precision", "difference, points (95 %)", "n", "verdict")
+    return markdown_table(
+        heads,
+        [
+            (v.ticket, v.against, v.runtime, v.precision, words.points(v), v.num_replicates, v.word)
+            for v in found
+        ],
+    )
+
+
+def training_rows(report: Report) -> list[tuple[str, ...]]:
+    """Return a row of `TRAINING_HEADS` per trained subject that is also in the report's rows."""
+    rows = []
+    for subject in report.subjects:
+        own = [training for training in report.trainings if training.subject == subject]
+        if not own:
+            continue
+        epoch_s, ratio = epoch_cost(report.trainings, subject)
+        macs = [row["mac_density"] for row in report.rows if row["subject"] == subject]
+        rows.append(
+            (
+                subject,
+                ", ".join(dict.fromkeys(str(training.num_epochs) for training in own)),
+                f"{epoch_s:.2f}",
+                "-" if ratio is None else words.percent(ratio),
+                words.percent(sum(macs) / len(macs)),
+                ", ".join(dict.fromkeys(str(training.threads) for training in own)),
+            )
+        )
+    return rows
+
+
+def training_table(report: Report) -> str:
+    """Return what training cost per subject, in markdown."""
+    return markdown_table([head.lower() for head in TRAINING_HEADS], training_rows(report))
+
+
+def measured_table(rows: Sequence[Row]) -> str:
+    """Return the rows of `measure` for a terminal."""
+    heads = (
+        "model",
+        "runtime",
+        "precision",
+        "batch",
+        "median ms",
+        "p90 ms",
+        "images/s",
+        "speedup (95 %)",
+        "n",
+    )
+    body = [
+        (
+            row["subject"],
+            row["runtime"],
+            row["precision"],
+            row["batch"],
+            words.milliseconds(row["latency_s"]["p50"]),
+            words.milliseconds(row["latency_s"]["p90"]),
+            f"{row['throughput_per_s']:,.0f}",
+            words.ratio(row["speedup"]),
+            f"{row['num_rounds']} x {row['num_samples']}",
+            "yes" if row["stable"] else "NO",
+        )
+        for row in rows
+    ]
+    return text_table((*heads, "stable"), body)
+
+
+def machine_table(machine: Mapping[str, Any]) -> str:  # Any: JSON
+    """Return the facts of a machine, in markdown."""
+    return markdown_table(("fact", "value"), words.machine_pairs(machine))
+
+
+def plain_value(value: object) -> str:
+    """Return one value of a row as text: nested values flattened, long fractions cut to six digits."""
+    match value:
+        case None:
+            return "-"
+        case float():
+            return f"{value:.6g}"
+        case dict():
+            return ", ".join(f"{key} {plain_value(own)}" for key, own in value.items())
+        case list():
+            return "; ".join(plain_value(own) for own in value)
+        case _:
+            return str(value)

@@ -1,0 +1,76 @@
+"""The report as files: `report.json`, `report.md` and one self-contained `report.html`."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+
+from ticket_export.errors import StoreError
+from ticket_export.report import sections, table, words
+from ticket_export.report.rows import Report
+from ticket_export.report.style import CSS
+from ticket_export.report.verdict import settings, subject_lines, verdicts
+
+
+def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
+    """Write `report.json`, `report.md` and `report.html` into `folder`, each in one step.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    texts = {
+        "report.json": json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n",
+        "report.md": markdown(report),
+        "report.html": page(report),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            partial = folder / f"{name}.partial"
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(folder / name)
+    except OSError as error:
+        raise StoreError(
+            f"{folder}: the report cannot be written: {error.strerror}", hint="name another folder with --out"
+        ) from error
+    return tuple(folder / name for name in texts)
+
+
+def markdown(report: Report) -> str:
+    """Return `report.md`: the summary, a table per setting, the verdicts, the machine."""
+    parts = [f"# {report.name}", words.headline(report), words.control_sentence(report)]
+    parts += [words.measured_by(report), words.unstable_sentence(report)]
+    for setting in settings(report):
+        parts += [f"## {words.setting_words(setting)}", table.subject_table(subject_lines(report, setting))]
+    parts += ["## Verdicts", table.verdict_table(verdicts(report))]
+    if report.trainings:
+        parts += ["## Training", table.training_table(report)]
+    parts += ["## Machine", table.machine_table(report.machine)]
+    parts += ["## How to read this", "\n".join(f"- **{term}.** {text}" for term, text in words.READING)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def page(report: Report) -> str:
+    """Return `report.html`: one file that fetches nothing, summary first, made for phones and grey too."""
+    body = "\n".join(
+        part
+        for part in (
+            sections.summary(report),
+            sections.facts(report),
+            sections.side_by_side(report),
+            sections.against_the_others(report),
+            sections.figures(report),
+            sections.training(report),
+            sections.every_row(report),
+            sections.reading(),
+            sections.machine(report),
+        )
+        if part
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(report.name)}: ticket_export report</title>\n<style>{CSS}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )

@@ -1,0 +1,239 @@
+"""What the rows show, over replicates: one line per subject and one verdict per comparison.
+
+A ticket never stands alone: its accuracy is set against dense and against every control of its level,
+replicate by replicate. Fewer than three replicates resolve nothing, and an interval that holds zero shows no
+difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import exp, log, sqrt
+from statistics import fmean, stdev
+
+from ticket_export.errors import MeasureError
+from ticket_export.report.rows import Report, Row, Training
+
+NUM_REPLICATES_NEEDED = 3  # fewer leave a t interval that says nothing: with two, t is 12.7
+
+# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom (NIST/SEMATECH e-Handbook, 1.3.6.7.2)
+_T_975 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """A mean over replicates and the lowest and highest of them."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """The conditions under which latencies may be compared."""
+
+    runtime: str
+    precision: str
+    batch: int
+    scope: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubjectLine:
+    """One subject under one setting, over its replicates.
+
+    Attributes:
+        accuracy: fraction of the test images, 0 to 1.
+        latency_s: medians of the replicates, in seconds per batch.
+        speedup: geometric mean over the replicates; low and high span the 95 % intervals of all of them.
+            None for the baseline.
+        rounds_won_fraction: mean over the replicates; None for the baseline.
+        reasons: why it is not stable, each reason once.
+    """
+
+    subject: str
+    setting: Setting
+    num_replicates: int
+    accuracy: Spread
+    params: float
+    macs: float
+    channel_density: float
+    param_density: float
+    mac_density: float
+    latency_s: Spread
+    speedup: Spread | None
+    rounds_won_fraction: float | None
+    stable: bool
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A ticket's accuracy less another subject's, by replicate, with a 95 % interval (fractions).
+
+    The interval is Student's t over the replicates, and never narrower than one test image to either side.
+    `low` and `high` are None where there are too few replicates; `word` says what the numbers allow.
+    """
+
+    ticket: str
+    against: str
+    runtime: str
+    precision: str
+    num_replicates: int
+    difference: float
+    low: float | None
+    high: float | None
+    word: str
+
+
+def settings(report: Report) -> tuple[Setting, ...]:
+    """Return the settings of a report: by runtime, precision and batch."""
+    found = {_setting(row) for row in report.rows}
+    return tuple(sorted(found, key=lambda s: (s.runtime, s.precision, s.batch, s.scope, s.threads)))
+
+
+def subject_lines(report: Report, setting: Setting) -> tuple[SubjectLine, ...]:
+    """Return one line per subject under `setting`, dense first."""
+    rows = [row for row in report.rows if _setting(row) == setting]
+    return tuple(
+        _line(subject, setting, [row for row in rows if row["subject"] == subject])
+        for subject in report.subjects
+        if any(row["subject"] == subject for row in rows)
+    )
+
+
+def verdicts(report: Report) -> tuple[Verdict, ...]:
+    """Set every ticket against dense and against each control of its own level, per runtime and precision."""
+    found = []
+    for runtime, precision in dict.fromkeys((s.runtime, s.precision) for s in settings(report)):
+        accuracies: dict[str, dict[int, float]] = {}
+        for row in report.rows:
+            if (row["runtime"], row["precision"]) == (runtime, precision):
+                accuracies.setdefault(row["subject"], {})[row["replicate"]] = row["accuracy"]
+        for ticket in (subject for subject in accuracies if subject.startswith("ticket@")):
+            level = ticket.partition("@")[2]
+            others = [s for s in accuracies if s == "dense" or (s != ticket and s.partition("@")[2] == level)]
+            found += [
+                _verdict(
+                    (ticket, accuracies[ticket]),
+                    (other, accuracies[other]),
+                    runtime=runtime,
+                    precision=precision,
+                    one_image=1 / report.num_test_images,
+                )
+                for other in others
+            ]
+    return tuple(found)
+
+
+def epoch_cost(trainings: Sequence[Training], subject: str) -> tuple[float, float | None]:
+    """Return a subject's seconds per epoch and their ratio to dense, means over its replicates.
+
+    The ratio is None where dense was not trained on as many threads.
+    """
+    own = [training for training in trainings if training.subject == subject]
+    dense = {(t.replicate, t.threads): t.epoch_s for t in trainings if t.subject == "dense"}
+    ratios = [t.epoch_s / dense[t.replicate, t.threads] for t in own if dense.get((t.replicate, t.threads))]
+    return fmean(t.epoch_s for t in own), fmean(ratios) if len(ratios) == len(own) else None
+
+
+def last_ticket(report: Report) -> str | None:
+    """Return the ticket of the last level, the one the controls belong to; None when there is no ticket."""
+    tickets = [subject for subject in report.subjects if subject.startswith("ticket@")]
+    return tickets[-1] if tickets else None
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % t interval of the mean of two or more values; above 31 it is a little too wide."""
+    if len(values) < 2:
+        raise MeasureError(f"an interval needs at least 2 values, got {len(values)}", hint="add replicates")
+    half = _T_975[min(len(values) - 1, len(_T_975)) - 1] * stdev(values) / sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
+
+
+def speed_word(speedup: Spread) -> str:
+    """Say what an interval of speedups allows: faster, slower or no difference shown."""
+    if speedup.low > 1:
+        return "faster"
+    return "slower" if speedup.high < 1 else "no difference shown"
+
+
+def _setting(row: Row) -> Setting:
+    return Setting(**{field: row[field] for field in ("runtime", "precision", "batch", "scope", "threads")})
+
+
+def _line(subject: str, setting: Setting, rows: Sequence[Row]) -> SubjectLine:
+    def mean(value: Callable[[Row], float]) -> float:
+        return fmean(value(row) for row in rows)
+
+    speedups = [row["speedup"] for row in rows if row["speedup"] is not None]
+    return SubjectLine(
+        subject=subject,
+        setting=setting,
+        num_replicates=len(rows),
+        accuracy=_spread([row["accuracy"] for row in rows]),
+        params=mean(lambda row: row["params"]),
+        macs=mean(lambda row: row["macs"]),
+        channel_density=mean(lambda row: row["channel_density"]),
+        param_density=mean(lambda row: row["param_density"]),
+        mac_density=mean(lambda row: row["mac_density"]),
+        latency_s=_spread([row["latency_s"]["p50"] for row in rows]),
+        speedup=_speedup_spread(speedups) if speedups else None,
+        rounds_won_fraction=mean(lambda row: row["rounds_won_fraction"]) if speedups else None,
+        stable=all(row["stable"] for row in rows),
+        reasons=tuple(dict.fromkeys(reason for row in rows for reason in row["reasons"])),
+    )
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(mean=fmean(values), low=min(values), high=max(values))
+
+
+def _speedup_spread(speedups: Sequence[dict[str, float]]) -> Spread:
+    return Spread(
+        mean=exp(fmean(log(speedup["ratio"]) for speedup in speedups)),
+        low=min(speedup["low"] for speedup in speedups),
+        high=max(speedup["high"] for speedup in speedups),
+    )
+
+
+def _verdict(
+    ticket: tuple[str, dict[int, float]],
+    other: tuple[str, dict[int, float]],
+    *,
+    runtime: str,
+    precision: str,
+    one_image: float,
+) -> Verdict:
+    replicates = sorted(ticket[1].keys() & other[1].keys())
+    if not replicates:
+        raise MeasureError(
+            f"{ticket[0]} and {other[0]} share no replicate", hint="run both with the same replicates"
+        )
+    differences = [ticket[1][r] - other[1][r] for r in replicates]
+    difference = fmean(differences)
+    low = high = None
+    word = "not resolved"
+    if len(differences) >= NUM_REPLICATES_NEEDED:
+        low, high = mean_interval(differences)
+        # replicates that agree to the image have no variance; one image more or less is still not a result
+        low, high = min(low, difference - one_image), max(high, difference + one_image)
+        word = "wins" if low > 0 else "loses" if high < 0 else "no difference shown"
+    return Verdict(
+        ticket=ticket[0],
+        against=other[0],
+        runtime=runtime,
+        precision=precision,
+        num_replicates=len(replicates),
+        difference=difference,
+        low=low,
+        high=high,
+        word=word,
+    )
