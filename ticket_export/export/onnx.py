@@ -39,8 +39,8 @@ def onnx_from_module(
     """Write `model` in eval mode as one ONNX file that computes the same, and return its path.
 
     The file has a dynamic batch and nothing else dynamic, passes `onnx.checker` with shape inference, and
-    agrees with the module at batches 1, 3 and 8 within 1e-4; it appears only when all of that holds. The module
-    is not changed. The measured error is in the metadata as `ticket_export.parity_rel_error`.
+    agrees with the module at batches 1, 3 and 8 within 1e-4; it appears only when all of that holds. The
+    module is not changed. The measured error is in the metadata as `ticket_export.parity_rel_error`.
 
     Args:
         model: any module that `torch.export` can trace, with fp32 parameters.
@@ -97,7 +97,9 @@ def _tracing_inputs(example_inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, 
     tensors = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     if not tensors or any(tensor.ndim < 1 or len(tensor) == 0 for tensor in tensors):
         shapes = [list(tensor.shape) for tensor in tensors]
-        raise ExportError(f"export: example_inputs need a batch axis of at least one row, got shapes {shapes}")
+        raise ExportError(
+            f"export: example_inputs need a batch axis of at least one row, got shapes {shapes}"
+        )
     return tuple(_rows(tensor.detach().cpu(), max(2, len(tensor))) for tensor in tensors)
 
 
@@ -108,7 +110,7 @@ def _rows(tensor: Tensor, num_rows: int) -> Tensor:
 
 
 def _reference(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return inputs of PARITY_BATCH rows, noisy where they are floating, and the module's outputs for them."""
+    """Return inputs of PARITY_BATCH rows, noisy where floating, and the module's outputs for them."""
     generator = torch.Generator().manual_seed(0)
     check_inputs = []
     for tensor in inputs:

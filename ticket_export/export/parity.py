@@ -46,7 +46,7 @@ def check_parity(
     # written so that a NaN fails
     if not worst <= tolerance:
         raise ParityError(
-            f"{onnx_path}: relative error {worst:.2e} against its source is above {tolerance:g}; not published",
+            f"{onnx_path}: relative error {worst:.2e} against its source is above {tolerance:g}",
             hint="compare the outputs of source and file layer by layer to find the first that differs",
         )
     return worst
@@ -74,7 +74,7 @@ def _error_at(
 
 
 def relative_error(actual: Array, reference: Array) -> float:
-    """Return max|actual - reference| / max|reference|: 0 when both are zero, NaN when either is not finite."""
+    """Return max|actual - reference| / max|reference|: 0 if both are zero, NaN if either is not finite."""
     a, b = np.asarray(actual, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return float("nan")

@@ -29,8 +29,8 @@ class Measurement:
     Attributes:
         name: the subject, as given to the run.
         samples_s: [rounds, samples] seconds of single inferences.
-        lead_in_s: [rounds] seconds of the first call of each round, which finds the caches cold; not in
-            `samples_s`.
+        lead_in_s: [rounds, calls] seconds of the first calls of each round, which find the caches cold; not
+            in `samples_s`.
         warmup_s: [calls] seconds of the calls before the first round; not in `samples_s`.
         runtime, device, precision: of the Runner.
         batch: images per inference.

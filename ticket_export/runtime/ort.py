@@ -47,8 +47,9 @@ class OrtCpuRunner:
         require_threads(threads)
         self.threads = threads
         self.precision = precision_from_onnx(path)
-        self._session = _open_session(path, threads)
         self._path = path
+        self._stamp = _stamp(path)
+        self._session = _open_session(path, threads)
         self.input_specs = {
             node.name: TensorSpec(name=node.name, dtype=_dtype(node, path), shape=_shape(node.shape))
             for node in self._session.get_inputs()
@@ -103,6 +104,17 @@ class OrtCpuRunner:
         if shapes not in self._bound:
             self._bound[shapes] = _Binding(self._session, self.infer(inputs), inputs)
         return self._bound[shapes].time_once(inputs)
+
+    def renew(self) -> None:
+        """Open the file in a new session with new buffers; the old ones go only then, so that memory moves.
+
+        Raises:
+            MeasureError: the file has changed or gone since it was opened.
+        """
+        if _stamp(self._path) != self._stamp:
+            raise MeasureError(f"{self._path}: has changed since the measurement began")
+        self._session = _open_session(self._path, self.threads)
+        self._bound.clear()
 
 
 class _Binding:
@@ -192,6 +204,14 @@ def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base class but Exception
         raise MeasureError(f"{path}: ONNX Runtime cannot open it: {error}") from error
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Return what changes when a file is written or replaced; zeros when it is gone."""
+    if not path.exists():
+        return (0, 0, 0)
+    status = path.stat()
+    return (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _dtype(node: onnxruntime.NodeArg, path: Path) -> str:

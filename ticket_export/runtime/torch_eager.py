@@ -89,6 +89,10 @@ class TorchRunner:
             self._module(*arguments)
             return time.perf_counter() - start
 
+    def renew(self) -> None:
+        """Copy the module, so that its weights lie elsewhere in memory."""
+        self._module = copy.deepcopy(self._module)
+
     def _on_device(self, inputs: Mapping[str, Array]) -> list[torch.Tensor]:
         return [torch.from_numpy(inputs[name]).to(self._device) for name in self.input_specs]
 
