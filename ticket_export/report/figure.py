@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ _LOOKS = {
 }
 _OTHER = Look("#444444", "D", (2, 2))
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {  # Any: matplotlib types its keys as one long Literal
     "axes.axisbelow": True,
     "axes.edgecolor": MUTED,
     "axes.grid": True,
@@ -73,8 +73,8 @@ def accuracy_against_latency(lines: Sequence[SubjectLine]) -> str:
             axes.errorbar(
                 [latency_ms],
                 [line.accuracy.mean],
-                xerr=[[latency_ms - 1000 * line.latency_s.low], [1000 * line.latency_s.high - latency_ms]],
-                yerr=[[line.accuracy.mean - line.accuracy.low], [line.accuracy.high - line.accuracy.mean]],
+                xerr=_bars(latency_ms, 1000 * line.latency_s.low, 1000 * line.latency_s.high),
+                yerr=_bars(line.accuracy.mean, line.accuracy.low, line.accuracy.high),
                 capsize=3,
                 color=look.color,
                 elinewidth=1,
@@ -167,7 +167,7 @@ def kept_fractions(lines: Sequence[SubjectLine]) -> str:
             axes.errorbar(
                 [time_kept],
                 [place + 0.26],
-                xerr=[[time_kept - 1 / line.speedup.high], [1 / line.speedup.low - time_kept]],
+                xerr=_bars(time_kept, 1 / line.speedup.high, 1 / line.speedup.low),
                 capsize=2,
                 color=INK,
                 elinewidth=1,
@@ -205,6 +205,11 @@ def layer_widths(report: Report, subject: str) -> str:
         axes.set_ylim(len(groups) - 0.4, -0.6)
         axes.set_xlabel("channels: filled is kept, outlined is dense")
         return _svg(figure, axes, legend=False)
+
+
+def _bars(mean: float, low: float, high: float) -> list[list[float]]:
+    # equal replicates: their mean may lie a rounding error outside of them
+    return [[max(0.0, mean - low)], [max(0.0, high - mean)]]
 
 
 def _kept_text(group: Width, kept: Sequence[int]) -> str:

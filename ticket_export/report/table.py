@@ -60,7 +60,7 @@ def verdict_table(found: Sequence[Verdict]) -> str:
 
 def training_rows(report: Report) -> list[tuple[str, ...]]:
     """Return a row of `TRAINING_HEADS` per trained subject that is also in the report's rows."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for subject in report.subjects:
         own = [training for training in report.trainings if training.subject == subject]
         if not own:

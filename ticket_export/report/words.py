@@ -22,9 +22,10 @@ from ticket_export.report.verdict import (
 READING = (
     (
         "Subjects",
-        "dense is the network before anything is cut; ticket@2 is what two rounds of pruning left. Its controls "
-        "have the same level: random keeps as many channels, drawn by chance; uniform shrinks every layer alike; "
-        "reinit keeps the ticket's channels with new weights; unstructured is the element mask, unshrunk.",
+        "dense is the network before anything is cut; ticket@2 is what two rounds of pruning left. Its "
+        "controls have the same level: random keeps as many channels, drawn by chance; uniform shrinks every "
+        "layer alike; reinit keeps the ticket's channels with new weights; unstructured is the element mask, "
+        "unshrunk.",
     ),
     (
         "Accuracy",
@@ -35,8 +36,8 @@ READING = (
     (
         "Speedup",
         "Dense divided by the subject of the same replicate, both timed in the same interleaved rounds. Each "
-        "replicate has a 95 % t interval over the log ratios of its rounds; the interval shown spans those of "
-        "all replicates around their geometric mean. One that holds 1 shows no difference.",
+        "replicate has a 95 % t interval over the log ratios of its rounds; the interval shown spans those "
+        "of all replicates around their geometric mean. One that holds 1 shows no difference.",
     ),
     (
         "Verdicts",
@@ -123,7 +124,8 @@ def headline(report: Report) -> str:
     speed = " and ".join(f"{_speed(line)} at batch {line.setting.batch}" for line in shown)
     return (
         f"{ticket} keeps {percent(lines[0].mac_density)} of the MACs and "
-        f"{percent(lines[0].param_density)} of the weights, is {speed}, and reaches {_accuracy(lines[0], against_dense)}."
+        f"{percent(lines[0].param_density)} of the weights, is {speed}, "
+        f"and reaches {_accuracy(lines[0], against_dense)}."
     )
 
 
