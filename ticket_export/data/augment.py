@@ -81,7 +81,8 @@ def draw(
 ) -> Draws:
     """Return the random numbers of one epoch of `num_images`, drawn on the CPU and moved to `device`.
 
-    One draw per epoch, not per batch: the numbers do not depend on the device, and a step waits for no transfer.
+    One draw per epoch, not per batch: the numbers do not depend on the device, and no step waits for a
+    transfer.
     """
 
     def below(limit: int, on: bool) -> Tensor | None:

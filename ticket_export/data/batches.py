@@ -30,6 +30,7 @@ class Batches:
         batch: images in a batch.
         augment: what is done to the images.
         seed_path: root seed and path; the numbers of epoch e depend on it and on e alone.
+        shard: this process and the number of processes that share each batch; it gets every n-th image of it.
     """
 
     x: Tensor
@@ -37,14 +38,20 @@ class Batches:
     batch: int
     augment: Augment
     seed_path: SeedPath
+    shard: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise DataError(f"a batch of {self.batch} images", hint="train.batch must be at least 1")
+        if self.batch_size % self.shard[1]:
+            raise DataError(
+                f"a batch of {self.batch_size} images cannot be shared evenly by {self.shard[1]} processes",
+                hint="set train.batch to a multiple of the processes",
+            )
 
     @property
     def batch_size(self) -> int:
-        """Return the number of images in each batch: `batch`, or all of a smaller set."""
+        """Return the images in each batch, over all processes: `batch`, or all of a smaller set."""
         return min(self.batch, len(self.y))
 
     @property
@@ -71,6 +78,7 @@ class Batches:
             device=self.x.device,
         )
         for index in range(self.num_batches):
-            part = slice(index * self.batch_size, (index + 1) * self.batch_size)
+            first, end = index * self.batch_size, (index + 1) * self.batch_size
+            part = slice(first + self.shard[0], end, self.shard[1])
             chosen = order[part]
             yield augmented(self.x[chosen], self.augment, draws, part), self.y[chosen]

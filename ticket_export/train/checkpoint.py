@@ -1,0 +1,63 @@
+"""A training's state on disk: one safetensors file, tensors and facts together, replaced atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ticket_export.errors import StoreError, TrainError
+
+FILE_NAME = "checkpoint.safetensors"
+_FACTS = "facts"
+
+Json = Mapping[str, object]
+
+
+def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], facts: Json) -> None:
+    """Replace the folder's checkpoint by this one; killed at any moment, one whole checkpoint remains.
+
+    Args:
+        folder: exists already.
+        tensors: everything that is a tensor; any device, any memory layout.
+        facts: everything else, as JSON.
+
+    Raises:
+        StoreError: the disk is full or the folder cannot be written.
+    """
+    # The facts travel in the file's own header, so that tensors and facts can never be of two different
+    # moments
+    path = folder / FILE_NAME
+    partial = path.with_suffix(".partial")
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(held, partial, metadata={_FACTS: json.dumps(facts)})
+        os.replace(partial, path)  # noqa: PTH105 - named for what it promises: atomic
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise StoreError(f"checkpoint {path} cannot be written: {error}", hint="free some space") from error
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:  # Any: JSON
+    """Return the tensors and facts that `save_checkpoint` wrote last into `folder`, or None.
+
+    Raises:
+        TrainError: the file is damaged.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()[_FACTS])
+            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainError(
+            f"checkpoint {path} cannot be read: {error}", hint="delete it; the training then starts anew"
+        ) from error
