@@ -1,0 +1,118 @@
+"""The proof by running: both networks on the same inputs, at two batches and two resolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from ticket_export.errors import DivergedError, ShrinkError
+from ticket_export.seeds import stream
+
+
+def relative_error(result: Tensor, reference: Tensor) -> float:
+    """Return max|a - b| / max|b|; infinite where shapes differ or a value is not finite.
+
+    Args:
+        result: what is checked, any shape.
+        reference: what it should be, the same shape.
+    """
+    if result.shape != reference.shape:
+        return float("inf")
+    result, reference = result.detach().double(), reference.detach().double()
+    if not torch.isfinite(result).all() or not torch.isfinite(reference).all():
+        return float("inf")
+    if result.numel() == 0:
+        return 0.0
+    difference = float((result - reference).abs().max())
+    scale = float(reference.abs().max())
+    return difference / scale if scale > 0 else (0.0 if difference == 0 else float("inf"))
+
+
+def check_equal(
+    small: nn.Module, dense: nn.Module, inputs: Sequence[Tensor], *, tolerance: float, dynamic_batch: bool
+) -> float:
+    """Return the largest relative error of `small` against `dense` over all trial inputs.
+
+    Trials: the example inputs, and seeded normal inputs at batch 1 and 3 and at a second resolution, where the
+    dense network accepts them.
+
+    Raises:
+        ShrinkError: the dense network itself gives a value that is not finite.
+        DivergedError: an error above `tolerance`; the text names the trial and the error.
+    """
+    worst = 0.0
+    with evaluating(small), evaluating(dense), torch.no_grad():
+        for name, trial in _trials(dense, inputs, dynamic_batch=dynamic_batch):
+            references, results = _outputs(dense(*trial)), _outputs(small(*trial))
+            if not all(torch.isfinite(reference).all() for reference in references):
+                raise ShrinkError(
+                    f"the network's own output on {name} is not finite", hint="check its weights for NaN"
+                )
+            if len(results) != len(references):
+                raise DivergedError(
+                    f"the shrunk network returns {len(results)} tensors, not {len(references)}"
+                )
+            pairs = zip(results, references, strict=True)
+            worst = max(worst, *(relative_error(result, reference) for result, reference in pairs))
+            if worst > tolerance:
+                raise DivergedError(
+                    f"the shrunk network differs from the dense one on {name}: relative error {worst:.3g}, "
+                    f"allowed {tolerance:.3g}; nothing was written"
+                )
+    return worst
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Put the model in evaluation mode for the block and restore each module's mode after it."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield model.eval()
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _outputs(value: object) -> list[Tensor]:
+    return [leaf for leaf in _pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _trials(
+    dense: nn.Module, inputs: Sequence[Tensor], *, dynamic_batch: bool
+) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
+    yield f"the example inputs {_shapes(inputs)}", tuple(inputs)
+    batches = (1, 3) if dynamic_batch else (inputs[0].shape[0],)
+    for batch in batches:
+        trial = tuple(_random(x, (batch, *x.shape[1:]), batch) for x in inputs)
+        yield f"random inputs {_shapes(trial)}", trial
+    larger = tuple(_random(x, _larger(x), 0) for x in inputs)
+    if dynamic_batch and any(a.shape[1:] != x.shape[1:] for a, x in zip(larger, inputs, strict=True)):
+        try:
+            dense(*larger)
+        except (RuntimeError, ValueError, AssertionError, TypeError):
+            return  # the dense network has one resolution only
+        yield f"random inputs {_shapes(larger)}", larger
+
+
+def _larger(x: Tensor) -> tuple[int, ...]:
+    """Return batch 1 and every axis from 2 up a quarter longer, a multiple of 4 where it was one."""
+    return (
+        (1, x.shape[1], *(size + max(4, size // 16 * 4) for size in x.shape[2:]))
+        if x.dim() == 4
+        else tuple(x.shape)
+    )
+
+
+def _random(x: Tensor, shape: Sequence[int], salt: int) -> Tensor:
+    if not x.is_floating_point():
+        return x[:1].expand(*shape).clone() if list(shape[1:]) == list(x.shape[1:]) else x
+    values = torch.randn(*shape, generator=stream(0, "equivalence", salt))
+    return values.to(device=x.device, dtype=x.dtype)
+
+
+def _shapes(inputs: Sequence[Tensor]) -> str:
+    return ", ".join("x".join(map(str, x.shape)) for x in inputs)
