@@ -7,17 +7,25 @@ wrong, 3 hardware, disk or an extra is missing, 130 interrupted.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self, TypedDict
 
 import typer
 
-from ticket_export.errors import MeasureError, MissingDependency, RecipeError, TicketExportError
+from ticket_export.errors import (
+    MeasureError,
+    MissingDependency,
+    RecipeError,
+    ShrinkError,
+    TicketExportError,
+)
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 app = typer.Typer(
     name="ticket-export",
@@ -108,7 +116,13 @@ def plan(
 
     nodes = plan_recipe(load_recipe(recipe_path, overrides or ()), out)
     rows = [
-        [node.stage, node.subject, node.replicate, node.key, "done" if node.done else "to do"]
+        (
+            node.stage,
+            node.subject,
+            "all" if node.replicate is None else node.replicate,
+            node.key,
+            "done" if node.done else "to do",
+        )
         for node in nodes
     ]
     typer.echo(text_table(("stage", "subject", "replicate", "key", "state"), rows))
@@ -124,22 +138,78 @@ def run(
     out: OutFolder = Path("out"),
     device: Device = "cpu",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="training processes [default: the cores, at most 4; 1 on a GPU]")
+        int | None, typer.Option(help="training processes [default: the cores, at most 4; 1 on a GPU]")
     ] = None,
 ) -> None:
     """Do everything a recipe says, skip what is done, and write the report."""
     from ticket_export.pipeline import run as run_recipe
     from ticket_export.recipe.load import load_recipe
+    from ticket_export.store.machine import num_usable_cores
 
     recipe = load_recipe(recipe_path, overrides or ())
     if workers is None:
-        workers = min(len(os.sched_getaffinity(0)), 4) if device == "cpu" else 1
+        workers = min(num_usable_cores(), 4) if device == "cpu" else 1
     try:
-        report = run_recipe(recipe, out, workers=workers, device=device, until=until)
+        with _Progress() as progress:
+            report = run_recipe(recipe, out, workers=workers, device=device, until=until, emit=progress)
     except KeyboardInterrupt:
         typer.echo("stopped; nothing is lost: the same command goes on from here", err=True)
         raise typer.Exit(130) from None
-    typer.echo(report.summary)
+    typer.echo(f"{progress.num_made} steps made, {progress.num_skipped} skipped", err=True)
+    if report is not None:
+        typer.echo(report.summary)
+        typer.echo(f"report: {out / 'runs' / recipe.name / 'report.html'}")
+
+
+class _Progress:
+    """Draws what a run is doing on a terminal, or writes one line per finished step where there is none."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.num_made = self.num_skipped = 0
+        self._console = Console(stderr=True, highlight=False)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[note]}", markup=False),
+            TimeElapsedColumn(),
+        )
+        self._bars = Progress(*columns, console=self._console, transient=True, expand=False)
+        self._task_by_key: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._console.is_terminal:
+            self._bars.stop()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:  # Any: JSON values
+        """Show one event of the pipeline."""
+        key, replicate = event["key"], event["replicate"]
+        name = f"{event['stage']} {event['subject']}" + ("" if replicate is None else f" #{replicate}")
+        match event["event"]:
+            case "skip":
+                self.num_skipped += 1
+            case "damaged":
+                self._console.print(f"damaged, made again: {event['reason']}", markup=False, soft_wrap=True)
+            case "start":
+                self._task_by_key[key] = self._bars.add_task(name, total=None, note="")
+            case "progress" if key in self._task_by_key:
+                note = f"loss {event['loss']:.3f}, accuracy {100 * event['accuracy']:.1f} %"
+                note += f", {event['eta_s']:.0f} s left"
+                epochs = {"completed": event["epoch"], "total": event["epochs"]}
+                self._bars.update(self._task_by_key[key], **epochs, note=note)
+            case "done":
+                self.num_made += 1
+                if key in self._task_by_key:
+                    self._bars.remove_task(self._task_by_key.pop(key))
+                seconds = f", {event['seconds']:.1f} s" if "seconds" in event else ""
+                self._console.print(f"done: {name}{seconds}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -159,19 +229,26 @@ def measure(
     runtime: Annotated[str, typer.Option(metavar="NAMES", help="one or more, joined by commas")] = "ort-cpu",
     batch: Annotated[str, typer.Option(metavar="SIZES", help="one or more, joined by commas")] = "1",
     scope: Annotated[str, typer.Option(help="compute, or end_to_end with the copies")] = "compute",
-    threads: Annotated[int, typer.Option(min=1, help="threads of the runtime, on a CPU")] = 1,
-    rounds: Annotated[int, typer.Option(min=5, help="rounds, each of them timing every model")] = 10,
+    threads: Annotated[int, typer.Option(help="threads of the runtime, on a CPU")] = 1,
+    rounds: Annotated[int, typer.Option(help="rounds, at least 5, each timing every model")] = 10,
+    samples: Annotated[
+        int | None, typer.Option(help="timings per model and round [default: as fit into 12 s]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the rows of report.json instead")] = False,
 ) -> None:
     """Time models side by side, with intervals; exit 1 when a measurement is unstable."""
     from ticket_export.measure.compare import compare
 
     path_by_name = _named_models(models)
-    comparisons = [
-        compare(path_by_name, runtime=name, batch=size, scope=scope, threads=threads, rounds=rounds)
-        for name in _comma_list(runtime)
-        for size in _batches(batch)
-    ]
+    sizes = _batches(batch)
+    protocol = _Protocol(scope=scope, threads=threads, rounds=rounds, samples=samples)
+    comparisons = []
+    for name in _comma_list(runtime):
+        for size in sizes:
+            typer.echo(f"timing {len(path_by_name)} models, {name}, batch {size}, {rounds} rounds", err=True)
+            comparisons.append(compare(path_by_name, runtime=name, batch=size, **protocol))
+    if not comparisons:
+        raise MeasureError(f"--runtime: {runtime!r} names no runtime", hint="for example --runtime ort-cpu")
     rows = [row for comparison in comparisons for row in comparison.rows]
     if as_json:
         document = {"schema": 1, "machine": comparisons[0].machine, "rows": rows}
@@ -186,6 +263,13 @@ def measure(
         typer.echo(f"unstable: {row['subject']}, {row['runtime']}, batch {row['batch']}: {reasons}", err=True)
     if unstable:
         raise typer.Exit(1)
+
+
+class _Protocol(TypedDict):
+    scope: str
+    threads: int
+    rounds: int
+    samples: int | None
 
 
 def _comma_list(text: str) -> list[str]:
@@ -220,22 +304,77 @@ def _named_models(arguments: Sequence[str]) -> dict[str, Path]:
 
 
 @app.command()
+def shrink(
+    builder: Annotated[str, typer.Argument(metavar="BUILDER", help="zoo:NAME, pkg.mod:fn, file.py:fn, ...")],
+    weights: Annotated[Path, typer.Option(metavar="FILE", help=".safetensors, .pt (weights only) or .npz")],
+    input_shape: Annotated[str, typer.Option("--input", metavar="SHAPE", help="such as 1x3x32x32")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="where the bundle is written")],
+    arguments: Annotated[
+        list[str] | None, typer.Option("--arg", metavar="KEY=VALUE", help="an argument of the builder")
+    ] = None,
+    round_to: Annotated[int, typer.Option(help="keep widths that are multiples of this")] = 1,
+    onnx: Annotated[bool, typer.Option("--onnx", help="export model.onnx beside the bundle")] = False,
+) -> None:
+    """Cut the dead channels out of a network without changing its function, and save it as a bundle."""
+    shape, builder_arguments = _shape(input_shape), _plain_arguments(arguments or ())
+    import torch
+
+    from ticket_export.models.load import build
+    from ticket_export.report.table import shrunk_table
+    from ticket_export.shrink.bundle import save_bundle
+    from ticket_export.shrink.exact import shrink as shrink_network
+
+    model = build(builder, builder_arguments, weights, image_shape=shape[1:]).eval()
+    example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    shrunk = shrink_network(model, (example,), round_to=round_to)
+    save_bundle(shrunk, out)
+    typer.echo(shrunk_table(shrunk.report))
+    if onnx:
+        from ticket_export.export.onnx import onnx_from_module
+
+        typer.echo(f"onnx: {onnx_from_module(shrunk.model, out / 'model.onnx', (example,))}")
+    typer.echo(f"bundle: {out}")
+
+
+def _shape(text: str) -> tuple[int, int, int, int]:
+    sizes = [int(size) if size.isdecimal() else 0 for size in text.lower().split("x")]
+    if len(sizes) != 4 or 0 in sizes:
+        raise ShrinkError(
+            f"--input: {text!r} is not batch x channels x height x width", hint="--input 1x3x32x32"
+        )
+    num_images, channels, height, width = sizes
+    return num_images, channels, height, width
+
+
+def _plain_arguments(words: Sequence[str]) -> dict[str, object]:
+    from ticket_export.recipe.strict_yaml import plain_from_yaml
+
+    for word in words:
+        if not re.fullmatch(r"\w+=.+", word):
+            raise ShrinkError(f"--arg: {word!r} is not KEY=VALUE", hint="for example --arg shortcut=pad")
+    plain, problems = plain_from_yaml("\n".join(word.replace("=", ": ", 1) for word in words), "--arg")
+    if problems:
+        raise ShrinkError(f"--arg: {problems[0]}")
+    return dict(plain) if isinstance(plain, dict) else {}
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine offers: packages, runtimes, devices; exit 3 when a needed package is missing."""
     from ticket_export.report.table import text_table
+    from ticket_export.report.words import machine_pairs
     from ticket_export.store.machine import machine_facts
 
-    facts = [[key, value] for key, value in machine_facts().items() if not isinstance(value, dict)]
-    typer.echo(text_table(("machine", ""), [*facts, ["accelerator", _accelerator()]]))
+    facts = machine_pairs({key: value for key, value in machine_facts().items() if key != "packages"})
+    typer.echo(text_table(("machine", ""), [*facts, ("accelerator", _accelerator())]))
     packages = _declared_packages()
     typer.echo()
     typer.echo(text_table(("package", "needed for", "version"), packages))
-    missing = [
-        name for name, needed_for, version in packages if needed_for == "everything" and version == "-"
-    ]
+    missing = [name for name, needed_for, found in packages if (needed_for, found) == ("all", "-")]
     if missing:
-        names = ", ".join(missing)
-        raise MissingDependency(f"not installed: {names}", hint=f"pip install {' '.join(missing)}")
+        raise MissingDependency(
+            f"not installed: {', '.join(missing)}", hint=f"pip install {' '.join(missing)}"
+        )
 
 
 def _declared_packages() -> list[tuple[str, str, str]]:
@@ -246,6 +385,8 @@ def _declared_packages() -> list[tuple[str, str, str]]:
     for requirement in requires("ticket-export") or []:
         words = re.match(r"(?P<name>[\w.-]+)(?:.*extra == \"(?P<extra>\w+)\")?", requirement)
         assert words is not None, requirement
+        if words["extra"] == "test":
+            continue
         try:
             found = version(words["name"])
         except PackageNotFoundError:

@@ -116,6 +116,32 @@ def measured_table(rows: Sequence[Row]) -> str:
     return text_table((*heads, "stable"), body)
 
 
+def shrunk_table(report: Any) -> str:  # Any: a ShrinkReport; its room is below and knows tensors
+    """Return what a shrink removed and how equal the result is, for a terminal."""
+    rows = [
+        (
+            "weights",
+            f"{report.params_dense:,}",
+            f"{report.params:,}",
+            _share(report.params, report.params_dense),
+        ),
+        ("MACs", f"{report.macs_dense:,}", f"{report.macs:,}", _share(report.macs, report.macs_dense)),
+    ]
+    rows += [
+        (group, str(width["before"]), str(width["after"]), _share(width["after"], width["before"]))
+        for group, width in report.widths.items()
+    ]
+    table = text_table(("", "before", "after", "kept"), rows)
+    return (
+        f"{table}\nrelative error {report.rel_error:.1e}, {report.form} form, "
+        f"{report.num_carriers} carrier channels, {report.num_folds} folds"
+    )
+
+
+def _share(after: int, before: int) -> str:
+    return words.percent(after / before) if before else "-"
+
+
 def machine_table(machine: Mapping[str, Any]) -> str:  # Any: JSON
     """Return the facts of a machine, in markdown."""
     return markdown_table(("fact", "value"), words.machine_pairs(machine))

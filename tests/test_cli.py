@@ -1,0 +1,360 @@
+"""The command line: exit codes, what goes to which stream, and every refusal with its value."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from ticket_export.cli import main
+from ticket_export.errors import StoreError
+from ticket_export.report.rows import ROW_FIELDS
+
+RECIPE = """
+name: tiny
+seed: 0
+replicates: 1
+data: {source: digits, holdout_fraction: 0.2}
+model: {builder: "zoo:resnet20"}
+train: {epochs: 2, batch: 64, lr: 0.1}
+find: {method: refill, scope: coupled, levels: 1, drop_fraction: 0.5, rewind_epoch: 0}
+shrink: {}
+export: {targets: [onnx], precisions: [fp32]}
+measure: {runtimes: [ort-cpu], batches: [1], scope: compute, threads: 1, rounds: 5, samples: 5}
+"""
+
+Told = tuple[int, str, str]
+
+
+@pytest.fixture
+def tell(capsys: pytest.CaptureFixture[str]) -> Callable[..., Told]:
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*words: str | Path) -> Told:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(word) for word in words])
+        told = capsys.readouterr()
+        assert isinstance(stopped.value.code, int)
+        return stopped.value.code, told.out, told.err
+
+    return run
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE, encoding="utf-8")
+    return path
+
+
+def _model(path: Path, *, features: int = 4) -> Path:
+    """Write relu(x), [N, features] -> [N, features]."""
+    node = helper.make_node("Relu", ["input"], ["logits"])
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", features])
+        for name in ("input", "logits")
+    ]
+    graph = helper.make_graph([node], "relu", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> tuple[Path, Path]:
+    return _model(tmp_path / "dense.onnx"), _model(tmp_path / "ticket.onnx")
+
+
+def _python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_python_m_is_the_same_command() -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "ticket_export", "--version"], capture_output=True, text=True, check=False
+    )
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout == "ticket-export 0.1.0\n"
+
+
+def test_help_names_every_verb(tell: Callable[..., Told]) -> None:
+    code, out, _ = tell("--help")
+    assert code == 0
+    verbs = [
+        line.split()[0]
+        for line in out.partition("Commands:")[2].splitlines()
+        if line.startswith("  ") and line[2] != " "
+    ]
+    assert verbs == ["check", "plan", "run", "show", "measure", "shrink", "doctor"]
+
+
+@pytest.mark.parametrize("words", ["'--help'", "'check', RECIPE", "'plan', RECIPE", "'doctor', '--help'"])
+def test_answering_loads_no_torch_no_runtime_and_no_figures(words: str, recipe: Path) -> None:
+    code = (
+        f"import sys\nRECIPE = {str(recipe)!r}\nfrom ticket_export.cli import main\n"
+        f"try:\n    main([{words}])\nexcept SystemExit as stopped:\n    assert stopped.code == 0, stopped.code\n"
+        "heavy = {'torch', 'onnxruntime', 'matplotlib', 'sklearn', 'accelerate'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    told = _python(code)
+    assert told.returncode == 0, told.stderr
+
+
+def test_an_unknown_verb_is_input(tell: Callable[..., Told]) -> None:
+    code, out, err = tell("prune")
+    assert (code, out) == (2, "")
+    assert "prune" in err
+
+
+def test_check_says_ok_on_stdout(tell: Callable[..., Told], recipe: Path) -> None:
+    assert tell("check", recipe) == (0, f"{recipe}: ok\n", "")
+
+
+def test_check_tells_every_problem_of_every_recipe(
+    tell: Callable[..., Told], recipe: Path, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(RECIPE.replace("epochs: 2", "epcohs: 2").replace("lr: 0.1", "lr: '1'"), encoding="utf-8")
+    worse = tmp_path / "worse.yaml"
+    worse.write_text(RECIPE.replace("levels: 1", "levels: 0"), encoding="utf-8")
+    code, out, err = tell("check", wrong, recipe, worse)
+    assert code == 2
+    assert out == f"{recipe}: ok\n"
+    for text in (
+        "train.epcohs",
+        "did you mean epochs",
+        "train.lr",
+        "'1'",
+        "find.levels",
+        "2 of 3 recipes are wrong",
+    ):
+        assert text in err
+    assert "Traceback" not in err
+
+
+def test_check_takes_overrides(tell: Callable[..., Told], recipe: Path) -> None:
+    assert tell("check", recipe, "--set", "train.lr=1e-3")[0] == 0
+    code, _, err = tell("check", recipe, "--set", "train.lrr=1e-3")
+    assert code == 2
+    assert "train.lrr" in err
+
+
+def test_a_missing_recipe_is_input_and_named(tell: Callable[..., Told], tmp_path: Path) -> None:
+    code, _, err = tell("check", tmp_path / "none.yaml")
+    assert code == 2
+    assert "none.yaml" in err
+
+
+def test_plan_lists_the_chain_and_writes_nothing(
+    tell: Callable[..., Told], recipe: Path, tmp_path: Path
+) -> None:
+    code, out, err = tell("plan", recipe, "--out", tmp_path / "out")
+    assert code == 0
+    stages = [line.split()[0] for line in out.splitlines()[2:]]
+    assert stages[0] == "train"
+    assert set(stages) == {"train", "find", "shrink", "export", "measure"}
+    assert err == f"{len(stages)} steps: 0 done, {len(stages)} to do\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_stage_is_input(tell: Callable[..., Told], recipe: Path, tmp_path: Path) -> None:
+    code, _, err = tell("run", recipe, "--until", "finnd", "--out", tmp_path / "out")
+    assert code == 2
+    assert "finnd" in err
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    tell: Callable[..., Told], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ticket_export.pipeline.run", interrupted)
+    code, out, err = tell("run", recipe)
+    assert (code, out) == (130, "")
+    assert "the same command goes on from here" in err
+
+
+def test_an_error_is_told_with_its_hint_and_its_code(
+    tell: Callable[..., Told], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise StoreError("out/store: the disk is full", hint="free some space")
+
+    monkeypatch.setattr("ticket_export.pipeline.run", full)
+    assert tell("run", recipe) == (3, "", "error: out/store: the disk is full\nhint: free some space\n")
+
+
+def test_progress_goes_to_stderr_a_line_per_step(
+    tell: Callable[..., Told], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object, emit: Callable[[dict[str, Any]], None], **__: object) -> None:
+        step = {"stage": "train", "subject": "dense", "replicate": 0, "key": "0" * 12}
+        emit(step | {"event": "start"})
+        emit(
+            step
+            | {"event": "progress", "epoch": 0.5, "epochs": 2, "loss": 1.0, "accuracy": 0.5, "eta_s": 3.0}
+        )
+        emit(step | {"event": "done", "seconds": 4.25})
+        emit(step | {"event": "skip", "subject": "[bold]"})
+        emit(step | {"event": "damaged", "reason": "weights.safetensors: sha256 differs"})
+
+    monkeypatch.setattr("ticket_export.pipeline.run", run)
+    code, out, err = tell("run", recipe)
+    assert (code, out) == (0, "")
+    assert err.splitlines() == [
+        "done: train dense #0, 4.2 s",
+        "damaged, made again: weights.safetensors: sha256 differs",
+        "1 steps made, 1 skipped",
+    ]
+
+
+def test_show_names_a_key_that_is_not_there(tell: Callable[..., Told], tmp_path: Path) -> None:
+    code, out, err = tell("show", "abc123", "--out", tmp_path)
+    assert (code, out) == (3, "")
+    assert "'abc123'" in err
+
+
+def test_measure_prints_the_contracts_rows_as_json(
+    tell: Callable[..., Told], models: tuple[Path, Path]
+) -> None:
+    code, out, _ = tell("measure", *models, "--rounds", "5", "--samples", "5", "--batch", "1,3", "--json")
+    assert code in (0, 1)  # 1: this machine is busy, and the rows are there all the same
+    document = json.loads(out)
+    assert list(document) == ["schema", "machine", "rows"]
+    assert [(row["subject"], row["batch"]) for row in document["rows"]] == [
+        ("dense", 1),
+        ("ticket", 1),
+        ("dense", 3),
+        ("ticket", 3),
+    ]
+    assert {tuple(sorted(row)) for row in document["rows"]} == {tuple(sorted(ROW_FIELDS))}
+    assert (code == 1) == any(not row["stable"] for row in document["rows"])
+    assert [row["speedup"] is None for row in document["rows"]] == [True, False, True, False]
+    assert document["rows"][1]["speedup"]["baseline"] == "dense"
+    assert document["rows"][1]["accuracy"] is None
+
+
+def test_measure_takes_names_and_the_same_file_twice(
+    tell: Callable[..., Told], models: tuple[Path, Path]
+) -> None:
+    dense, ticket = models
+    code, out, _ = tell("measure", f"a={dense}", dense, dense, ticket, "--rounds", "5", "--samples", "5")
+    assert code in (0, 1)
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["a", "dense", "dense-2", "ticket"]
+
+
+def test_an_unstable_measurement_is_printed_explained_and_exits_1(
+    tell: Callable[..., Told], models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Scripted:
+        machine: dict[str, Any] = {}  # noqa: RUF012 - never written
+        rows = [dict.fromkeys(ROW_FIELDS)]  # noqa: RUF012
+
+    row = Scripted.rows[0]
+    row |= {
+        "subject": "dense",
+        "runtime": "ort-cpu",
+        "batch": 1,
+        "stable": False,
+        "reasons": ["rounds drift by 9 %"],
+    }
+    monkeypatch.setattr("ticket_export.measure.compare.compare", lambda *_, **__: Scripted)
+    code, out, err = tell("measure", *models, "--json")
+    assert code == 1
+    assert json.loads(out)["rows"][0]["reasons"] == ["rounds drift by 9 %"]
+    assert "unstable: dense, ort-cpu, batch 1: rounds drift by 9 %" in err
+
+
+def test_unequal_models_are_input(
+    tell: Callable[..., Told], models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    wide = _model(tmp_path / "wide.onnx", features=7)
+    code, out, err = tell("measure", models[0], wide, "--rounds", "5", "--samples", "5")
+    assert (code, out) == (2, "")
+    assert "4" in err
+    assert "7" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (("none.onnx",), "none.onnx"),
+        (("{dense}", "--batch", "1,zero"), "'1,zero'"),
+        (("{dense}", "--batch", "0"), "'0'"),
+        (("{dense}", "--batch", ""), "''"),
+        (("{dense}", "--runtime", "ort-gpu"), "ort-gpu"),
+        (("{dense}", "--runtime", ","), "','"),
+        (("{dense}", "--rounds", "4"), "4"),
+        (("{dense}", "--scope", "kernel"), "kernel"),
+        (("a={dense}", "a={dense}"), "'a'"),
+    ],
+)
+def test_measure_refuses_wrong_input_with_its_value(
+    words: tuple[str, ...], value: str, tell: Callable[..., Told], models: tuple[Path, Path]
+) -> None:
+    code, out, err = tell("measure", *(word.replace("{dense}", str(models[0])) for word in words))
+    assert (code, out) == (2, "")
+    assert value in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (("--input", "3x32x32"), "'3x32x32'"),
+        (("--input", "1x3x32xbig"), "'1x3x32xbig'"),
+        (("--input", "1x3x0x32"), "'1x3x0x32'"),
+        (("--input", "1x3x32x32", "--arg", "shortcut"), "'shortcut'"),
+    ],
+)
+def test_shrink_refuses_wrong_input_with_its_value(
+    words: tuple[str, ...], value: str, tell: Callable[..., Told], tmp_path: Path
+) -> None:
+    code, out, err = tell("shrink", "zoo:resnet20", "--weights", "w.npz", "--out", tmp_path / "b", *words)
+    assert (code, out) == (2, "")
+    assert value in err
+    assert not (tmp_path / "b").exists()
+
+
+def test_shrink_names_weights_that_are_not_there(tell: Callable[..., Told], tmp_path: Path) -> None:
+    missing = tmp_path / "none.npz"
+    code, out, err = tell(
+        "shrink", "zoo:resnet20", "--weights", missing, "--input", "1x3x32x32", "--out", tmp_path / "b"
+    )
+    assert (code, out) == (2, "")
+    assert str(missing) in err
+
+
+def test_doctor_lists_machine_and_packages(tell: Callable[..., Told]) -> None:
+    code, out, _ = tell("doctor")
+    assert code == 0
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
+    assert rows["onnxruntime"][0] == "all"
+    assert rows["onnxruntime"][1][0].isdigit()
+    assert rows["polygraphy"][0] == "[tensorrt]"
+    assert "cpu" in rows
+
+
+def test_doctor_exits_3_when_a_needed_package_is_missing(
+    tell: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib import metadata
+
+    def version(name: str, *, found: Callable[[str], str] = metadata.version) -> str:
+        if name == "accelerate":
+            raise metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    code, _, err = tell("doctor")
+    assert code == 3
+    assert "not installed: accelerate" in err
+    assert "hint: pip install accelerate" in err
