@@ -1,0 +1,76 @@
+"""The controls: masks that cost what the ticket costs and know nothing of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from math import ceil
+
+import torch
+
+from ticket_export.channels.graph import ChannelGroup
+from ticket_export.channels.mask import Mask
+from ticket_export.errors import ShrinkError
+
+
+def random_mask(mask: Mask, generator: torch.Generator) -> Mask:
+    """Return a mask of the same widths that keeps random channels.
+
+    Args:
+        mask: the ticket's.
+        generator: where the choice is drawn from, group by group in the mask's order.
+    """
+    keep_by_group = {}
+    for name, keep_C in mask.keep_by_group.items():
+        chosen = torch.randperm(len(keep_C), generator=generator)[: int(keep_C.sum())]
+        keep_by_group[name] = torch.zeros_like(keep_C).index_fill_(0, chosen, True)
+    return Mask(keep_by_group)
+
+
+def uniform_mask(
+    groups: Sequence[ChannelGroup],
+    *,
+    round_to: int,
+    target_macs: int,
+    macs_of: Callable[[Mask], int],
+) -> Mask:
+    """Return the mask of one width multiplier for all groups whose MACs are nearest to the target.
+
+    Each group that is not pinned keeps its first `ceil(multiplier * width)` channels, rounded up to a
+    multiple of `round_to` and capped by the width, as the ticket's widths are. Of two equally near masks
+    the smaller is returned. Every multiplier that changes a width is a candidate; MACs grow with it, so a
+    few are counted.
+
+    Args:
+        groups: the network's channel groups.
+        round_to: the ticket's.
+        target_macs: the ticket's.
+        macs_of: counts the network that a mask leaves.
+
+    Raises:
+        ShrinkError: round_to is below 1.
+    """
+    if round_to < 1:
+        raise ShrinkError(f"round_to is {round_to}", hint="it must be at least 1")
+    widths = {group.width for group in groups if group.pinned is None}
+    multipliers = sorted({Fraction(kept, width) for width in widths for kept in range(1, width + 1)})
+    masks = [_uniform(groups, multiplier, round_to) for multiplier in multipliers or [Fraction(1)]]
+    candidates = list({tuple(mask.kept_widths().values()): mask for mask in masks}.values())
+    low, high = 0, len(candidates) - 1  # the first candidate that costs at least the target lies in low..high
+    while low < high:
+        middle = (low + high) // 2
+        if macs_of(candidates[middle]) < target_macs:
+            low = middle + 1
+        else:
+            high = middle
+    return min(candidates[max(0, low - 1) : low + 1], key=lambda mask: abs(macs_of(mask) - target_macs))
+
+
+def _uniform(groups: Sequence[ChannelGroup], multiplier: Fraction, round_to: int) -> Mask:
+    keep_by_group = {}
+    for group in groups:
+        width = group.width
+        if group.pinned is None:
+            width = min(width, ceil(Fraction(ceil(multiplier * width), round_to)) * round_to)
+        keep_by_group[group.name] = torch.arange(group.width) < width
+    return Mask(keep_by_group)
