@@ -6,6 +6,7 @@ import errno
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -164,13 +165,20 @@ def test_a_work_taken_over_while_silent_is_not_published(tmp_path: Path) -> None
 
 
 def test_the_whole_store_can_be_locked_for_one(tmp_path: Path) -> None:
-    lock = Store(tmp_path).exclusive("latency")
-    assert lock is not None
-    assert Store(tmp_path).exclusive("latency") is None
-    lock.release()
-    again = Store(tmp_path).exclusive("latency")
-    assert again is not None
-    again.release()
+    entered: list[str] = []
+
+    def enter(name: str) -> None:
+        with Store(tmp_path).exclusively("latency"):
+            entered.append(name)
+
+    with Store(tmp_path).exclusively("latency"):
+        second = threading.Thread(target=enter, args=("second",))
+        second.start()
+        second.join(0.3)
+        assert second.is_alive()
+        entered.append("first")
+    second.join(5)
+    assert entered == ["first", "second"]
 
 
 def test_a_file_where_the_output_folder_should_be_is_told(tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ class MeasureSection(Section):
     scope: Literal["compute", "end_to_end"]
     threads: Count = 1
     rounds: Annotated[int, Field(ge=5)] = 10
-    samples: Count
+    samples: Annotated[int, Field(ge=5, le=1000)]
 
     def _problems(self) -> Problems:
         yield from _empty_or_repeats("runtimes", self.runtimes)

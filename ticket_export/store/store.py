@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from ticket_export.store.machine import machine_facts
 from ticket_export.store.manifest import FILE_NAME, Manifest, StoredFile, manifest_from_text
 
 _SCRATCH = "scratch"
+_POLL_S = 0.1
 _HINTS: Mapping[int, str] = {
     errno.ENOSPC: "free some space, or choose another folder with --out, and run the same command again",
     errno.EDQUOT: "your quota is used up; choose another folder with --out and run the same command again",
@@ -188,15 +190,23 @@ class Store:
         """Return whether some process, living or dead, has begun to make a result and not ended."""
         return self.path(stage, key).with_name(f"{key}.lock").exists()
 
-    def exclusive(self, name: str) -> locks.Lock | None:
-        """Return a lock of the whole store, or None while another process holds it; the caller releases it.
+    @contextmanager
+    def exclusively(self, name: str) -> Iterator[None]:
+        """Wait until no other process is inside this block on this store under the same name, then enter.
 
         Raises:
             StoreError: the disk refuses.
         """
-        with disk_errors_told(self.folder):
+        path = self.folder / f"{name}.lock"
+        with disk_errors_told(path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            return locks.acquire(self.folder / f"{name}.lock")
+            while (lock := locks.acquire(path)) is None:
+                time.sleep(_POLL_S)
+        try:
+            yield
+        finally:
+            with disk_errors_told(path):
+                lock.release()
 
     def find(self, prefix: str) -> dict[str, Any]:  # Any: JSON values
         """Return the manifest, as JSON values, of the one result whose key starts with `prefix`.

@@ -1,0 +1,158 @@
+"""What the steps of one process share: images, the dense network, its channel groups; loaded on demand."""
+
+# N images, C channels, H W pixels
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from ticket_export.errors import DataError, MissingDependency
+from ticket_export.pipeline.nodes import Node
+from ticket_export.recipe.schema import Recipe
+from ticket_export.seeds import seed_from_path
+from ticket_export.stages import Subject
+from ticket_export.store.manifest import Manifest
+from ticket_export.store.store import Store
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from ticket_export.channels.graph import ChannelGroup
+    from ticket_export.data.sources import Images
+
+# Rows of the example batch: tracing would fix a 1, and exported files are checked at 1, 3 and one larger.
+_NUM_EXAMPLES = 4
+
+
+class Context:
+    """The recipe, the store and the device, with what is expensive to make; torch is loaded on demand.
+
+    While a context is open, torch uses its number of threads.
+    """
+
+    def __init__(self, recipe: Recipe, store: Store, *, device: str, threads: int) -> None:
+        self.recipe = recipe
+        self.store = store
+        self.threads = threads
+        self._device_name = device
+        self._threads_before: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._threads_before is not None:
+            import torch
+
+            torch.set_num_threads(self._threads_before)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device that trains; from here on torch uses the context's threads.
+
+        Raises:
+            MissingDependency: this machine has no such device.
+        """
+        import torch
+
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        return _device_from_name(self._device_name)
+
+    @cached_property
+    def images(self) -> Images:
+        """The images of the recipe, split.
+
+        Raises:
+            DataError: they are missing, damaged, or do not have the recipe's channels.
+        """
+        from ticket_export.data.sources import load_images
+
+        data = self.recipe.data
+        images = load_images(
+            data.source, data.path, holdout_fraction=data.holdout_fraction, seed=self.recipe.seed
+        )
+        num_channels = images.image_shape[0]
+        if data.mean and len(data.mean) != num_channels:
+            raise DataError(
+                f"data.mean holds {len(data.mean)} values, but the images have {num_channels} channels",
+                hint="give data.mean and data.std one value per channel",
+            )
+        return images
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Per channel; zeros where the recipe does not normalise."""
+        return self.recipe.data.mean or (0.0,) * self.images.image_shape[0]
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Per channel; ones where the recipe does not normalise."""
+        return self.recipe.data.std or (1.0,) * self.images.image_shape[0]
+
+    @cached_property
+    def example_inputs(self) -> Tensor:
+        """The first validation images as networks take them: float32 [N, C, H, W] on the CPU."""
+        from ticket_export.data.augment import normalise
+
+        repeats = -(-_NUM_EXAMPLES // len(self.images.val_x))
+        x_NCHW = self.images.val_x.repeat(repeats, 1, 1, 1)[:_NUM_EXAMPLES]
+        return normalise(x_NCHW, self.mean, self.std)
+
+    @cached_property
+    def groups(self) -> list[ChannelGroup]:
+        """The channel groups of the dense network, which are the same for all its weights."""
+        from ticket_export.channels.graph import channel_groups
+
+        return channel_groups(self.fresh_network(0, Subject("dense")), self.example_inputs)
+
+    def fresh_network(self, replicate: int, subject: Subject) -> nn.Module:
+        """Return a dense network before our training: the recipe's weights, or a subject's own fresh ones."""
+        from ticket_export.models.load import build
+
+        model = self.recipe.model
+        return build(
+            model.builder,
+            model.args,
+            model.weights if subject == Subject("dense") else None,
+            num_classes=self.images.num_classes,
+            image_shape=self.images.image_shape,
+            seed=seed_from_path(self.recipe.seed, "replicate", replicate, "init", str(subject)),
+        )
+
+    def result(self, node: Node) -> Manifest:
+        """Return the manifest of a result that is complete."""
+        found = self.store.look_up(node.stage, node.key)
+        assert isinstance(found, Manifest)  # a step starts when its parents are complete
+        return found
+
+    def file(self, node: Node, name: str) -> Path:
+        """Return the path of one file of a result."""
+        return self.store.path(node.stage, node.key) / name
+
+
+def _device_from_name(name: str) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise MissingDependency(
+            f"device {name!r} is not known to torch", hint="use cpu, cuda, cuda:1 or mps"
+        ) from error
+    count = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }.get(device.type, 0)
+    if (device.index or 0) >= count:
+        raise MissingDependency(
+            f"device {name!r}: this machine offers {count} of type {device.type}",
+            hint="use --device cpu, or install the torch that knows your device (pytorch.org/get-started)",
+        )
+    return device

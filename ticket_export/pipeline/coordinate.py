@@ -1,0 +1,195 @@
+"""`run` and `plan`: what is done is skipped, workers make the rest, latencies are timed alone, then reported.
+
+A run whose results are all there loads no torch and starts no process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from ticket_export.errors import RecipeError
+from ticket_export.pipeline.nodes import (
+    Node,
+    hash_inputs,
+    nodes_of,
+    nodes_until,
+)
+from ticket_export.pipeline.runs import RunFolder
+from ticket_export.pipeline.work import Emit, Event, event_of, is_complete, work
+from ticket_export.pipeline.worker import Settings, work_as_told, work_in_processes
+from ticket_export.recipe.schema import Recipe
+from ticket_export.stages import STAGE_WORDS, STAGES, StageWord
+from ticket_export.store.key import key_from_content
+from ticket_export.store.machine import machine_facts, num_usable_cores
+from ticket_export.store.manifest import Manifest
+from ticket_export.store.store import Store
+
+if TYPE_CHECKING:
+    from ticket_export.report.rows import Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedNode:
+    """One result that a run makes or finds.
+
+    Attributes:
+        stage: the stage that makes it.
+        subject: of the comparison; `all` for a latency, which times every subject in one run.
+        replicate: from 0; None for a latency.
+        key: of the result in the store.
+        done: it is in the store, complete and intact.
+    """
+
+    stage: StageWord
+    subject: str
+    replicate: int | None
+    key: str
+    done: bool
+
+
+def plan(recipe: Recipe, out: str | Path = "out") -> tuple[PlannedNode, ...]:
+    """Return every result `run` would make or find, parents before children; nothing is written.
+
+    Raises:
+        DataError: the images are missing.
+        RecipeError: the weights or the builder's file are missing.
+        StoreError: the store cannot be read.
+    """
+    store = Store(out)
+    return tuple(
+        PlannedNode(
+            stage=node.stage,
+            subject=node.subject,
+            replicate=node.replicate,
+            key=node.key,
+            done=isinstance(store.look_up(node.stage, node.key), Manifest),
+        )
+        for node in nodes_of(recipe, hash_inputs(recipe), machine_facts()["fingerprint"])
+    )
+
+
+def run(
+    recipe: Recipe,
+    out: str | Path = "out",
+    *,
+    workers: int = 1,
+    device: str = "cpu",
+    until: str | None = None,
+    emit: Emit | None = None,
+) -> Report | None:
+    """Make every result the recipe asks for that is not in the store yet, and return the report.
+
+    The same call again goes on where a killed or interrupted one ended; on a CPU, with the same number of
+    threads, the results are bit-equal to those of an undisturbed run. Several runs may share one store.
+
+    Args:
+        recipe: what to do.
+        out: the output folder; results go to `store/`, the report to `runs/<name>/`.
+        workers: processes that train; 1 means this process. Each gets an equal share of the cores.
+        device: where to train: `cpu`, `cuda`, `cuda:1`, `mps`.
+        until: the last stage wanted; None means the report.
+        emit: called with each event, a dict with at least `event`, `stage`, `subject`, `replicate`, `key`.
+
+    Returns:
+        The report, or None where `until` ends before it.
+
+    Raises:
+        RecipeError: `until` names no stage, or a file the recipe needs is missing.
+        StoreError: the disk refuses.
+        TicketExportError: whatever a stage raises.
+    """
+    last = _stage_from_text(until)
+    if workers < 1:
+        raise RecipeError(f"workers is {workers}", hint="use at least 1")
+    inputs = hash_inputs(recipe)
+    machine = machine_facts()
+    nodes = nodes_until(nodes_of(recipe, inputs, machine["fingerprint"]), last)
+    store = Store(out)
+    with RunFolder(out, recipe) as folder:
+
+        def tell(event: Event) -> None:
+            folder.log(event)
+            if emit is not None:
+                emit(event)
+
+        threads = max(1, num_usable_cores() // workers)
+        settings = Settings(
+            recipe=recipe.model_dump(mode="json"),
+            out=str(out),
+            device=device,
+            threads=threads,
+            until=last,
+            inputs=asdict(inputs),
+        )
+        _make_all(nodes, store, recipe, settings, workers, tell)
+        return _report(recipe, nodes, store, folder, tell) if last == "report" else None
+
+
+def _stage_from_text(until: str | None) -> StageWord:
+    for word in STAGE_WORDS:
+        if word == (until or "report"):
+            return word
+    raise RecipeError(f"until: {until!r} is not one of {', '.join(get_args(StageWord))}")
+
+
+def _make_all(
+    nodes: Sequence[Node], store: Store, recipe: Recipe, settings: Settings, workers: int, emit: Emit
+) -> None:
+    missing: list[Node] = []
+    for node in nodes:
+        if is_complete(node, store, emit):
+            emit({**event_of(node), "event": "skip"})
+        else:
+            missing.append(node)
+    beside_others = [node for node in missing if not node.is_latency]
+    if beside_others:
+        workers = min(workers, len(beside_others))
+        if workers == 1:
+            work_as_told(settings, emit)
+        else:
+            work_in_processes(settings, workers, emit)
+    latencies = [node for node in missing if node.is_latency]
+    if latencies:
+        _time_alone(latencies, store, recipe, settings, emit)
+
+
+def _time_alone(nodes: Sequence[Node], store: Store, recipe: Recipe, settings: Settings, emit: Emit) -> None:
+    """Time while no other run on this store does."""
+    from ticket_export.pipeline.context import Context
+
+    with (
+        store.exclusively("latency"),
+        Context(recipe, store, device=settings.device, threads=settings.threads) as context,
+    ):
+        work(nodes, store, context, emit)
+
+
+def _report(recipe: Recipe, nodes: Sequence[Node], store: Store, folder: RunFolder, emit: Emit) -> Report:
+    from ticket_export.report.rows import report_from_manifests
+
+    results = {node: _manifest(node, store) for node in nodes}
+    manifests = [manifest.to_json() for manifest in results.values()]
+    machine = next(manifest.machine for node, manifest in results.items() if node.is_latency)
+    report = report_from_manifests(recipe.name, machine, manifests)
+    keys = [f"{node.stage}/{node.key}" for node in nodes]
+    key = key_from_content({"revision": STAGES["report"].revision, "name": recipe.name, "results": keys})
+    event = {"stage": "report", "subject": "all", "replicate": None, "key": key}
+    if folder.has_report(key):
+        emit({**event, "event": "skip"})
+        return report
+    from ticket_export.report.page import write_report
+
+    emit({**event, "event": "start"})
+    files = write_report(report, folder.path)
+    folder.finish(key=key, files=files, facts={"name": recipe.name, "machine": machine, "results": keys})
+    emit({**event, "event": "done"})
+    return report
+
+
+def _manifest(node: Node, store: Store) -> Manifest:
+    found = store.look_up(node.stage, node.key)
+    assert isinstance(found, Manifest)  # made or found a moment ago
+    return found

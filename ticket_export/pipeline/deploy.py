@@ -1,0 +1,114 @@
+"""The steps that deploy: the exact shrink, and the exported file with its parity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from ticket_export.export.onnx import onnx_from_module
+from ticket_export.pipeline.context import Context
+from ticket_export.pipeline.networks import (
+    dense_network,
+    is_small,
+    mask_of,
+    network_of,
+    scattered,
+    trained_network,
+)
+from ticket_export.pipeline.nodes import Node
+from ticket_export.pipeline.work import Emit
+from ticket_export.shrink.bundle import save_bundle
+from ticket_export.shrink.exact import shrink
+
+ONNX_FILE = "model.onnx"
+_PARITY = "ticket_export.parity_rel_error"  # where the exporter records what it measured
+
+
+def shrink_step(context: Context, node: Node, folder: Path, scratch: Path, progress: Emit) -> dict[str, Any]:
+    """Remove what is dead from a trained subject, proved equal to the masked dense one, and write the bundle.
+
+    A subject trained small is scattered back into the dense shape first, so that one plan in dense numbering
+    holds all that was cut, and the proof covers all of it.
+    """
+    context.device  # sets torch's threads  # noqa: B018
+    recipe = context.recipe
+    trained, mask = node.parents["trained"], mask_of(context, node.parents["mask"])
+    network = trained_network(context, trained)
+    if is_small(context, trained):
+        network = scattered(network, dense_network(context, node.replicate or 0), context.groups, mask)
+    shrunk = shrink(
+        network.eval(),
+        context.example_inputs,
+        mask=mask,
+        round_to=recipe.find.round_to,
+        residual=recipe.shrink.residual,
+        tolerance=recipe.shrink.tolerance,
+    )
+    save_bundle(shrunk, folder)
+    return {"subject": node.subject, "replicate": node.replicate, **shrunk.report.to_json()}
+
+
+def export_step(context: Context, node: Node, folder: Path, scratch: Path, progress: Emit) -> dict[str, Any]:
+    """Write a subject's network as a file that was seen to compute the same."""
+    context.device  # sets torch's threads  # noqa: B018
+    source = node.parents["network"]
+    shape = _shape_facts(context, source)
+    path = onnx_from_module(
+        network_of(context, source),
+        folder / ONNX_FILE,
+        context.example_inputs,
+        precision=node.item["precision"],
+        metadata={
+            "ticket_export.key": node.key,
+            "ticket_export.subject": node.subject,
+            "ticket_export.source": f"{source.stage}/{source.key}",
+            "ticket_export.widths": json.dumps(
+                {name: width["after"] for name, width in shape["widths"].items()}
+            ),
+        },
+    )
+    return {
+        "subject": node.subject,
+        "replicate": node.replicate,
+        "precision": node.item["precision"],
+        "file": ONNX_FILE,
+        "file_bytes": path.stat().st_size,
+        "parity_rel_error": _recorded_parity(path),
+        **shape,
+    }
+
+
+def _recorded_parity(path: Path) -> float:
+    texts = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+    return float(texts[_PARITY])
+
+
+def _shape_facts(context: Context, source: Node) -> dict[str, Any]:
+    """Return what of the dense network is kept, as the report shows it."""
+    facts = context.result(source).facts
+    if source.stage == "shrink":
+        return _kept(facts, facts["widths"])
+    widths = {group.name: {"before": group.width, "after": group.width} for group in context.groups}
+    dense = {**facts, "params_dense": facts["params"], "macs_dense": facts["macs"]}
+    kept = _kept(dense, widths)
+    if "mask" in source.parents:  # single weights are zero: they are kept in the file and counted as dropped
+        kept["param_density"] = context.result(source.parents["mask"]).facts["param_density"]
+    return kept
+
+
+def _kept(
+    facts: Mapping[str, Any], widths: Mapping[str, Mapping[str, int]]
+) -> dict[str, Any]:  # Any: JSON values
+    before = sum(width["before"] for width in widths.values())
+    return {
+        "params": facts["params"],
+        "macs": facts["macs"],
+        "channel_density": sum(width["after"] for width in widths.values()) / before,
+        "param_density": facts["params"] / facts["params_dense"],
+        "mac_density": facts["macs"] / facts["macs_dense"],
+        "widths": {name: {"before": w["before"], "after": w["after"]} for name, w in widths.items()},
+    }

@@ -1,0 +1,80 @@
+"""The steps that measure: each subject's accuracy through its runtime, and every latency in one run."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ticket_export.measure.compare import latency_row
+from ticket_export.measure.latency import measure_interleaved
+from ticket_export.measure.measurement import save_measurements
+from ticket_export.measure.protocol import Protocol
+from ticket_export.pipeline.context import Context
+from ticket_export.pipeline.nodes import Node
+from ticket_export.pipeline.work import Emit
+from ticket_export.runtime.registry import open_runner
+from ticket_export.runtime.runner import Runner
+from ticket_export.seeds import seed_from_path
+
+SAMPLES_FILE = "samples.npz"
+_BASELINE = "dense"
+
+
+def accuracy_step(
+    context: Context, node: Node, folder: Path, scratch: Path, progress: Emit
+) -> dict[str, Any]:
+    """Evaluate one subject on the test images through its runtime."""
+    from ticket_export.train.evaluate import evaluate
+
+    context.device  # sets torch's threads  # noqa: B018
+    images = context.images
+    with _runner(context, node.parents["network"], node.item["runtime"], context.threads) as runner:
+        accuracy = evaluate(runner, images.test_x, images.test_y, mean=context.mean, std=context.std)
+    return {**node.item, "accuracy": accuracy, "num_images": len(images.test_y)}
+
+
+def latency_step(context: Context, node: Node, folder: Path, scratch: Path, progress: Emit) -> dict[str, Any]:
+    """Time every subject in interleaved rounds, write the raw samples, compare each with its dense one."""
+    measure = context.recipe.measure
+    batch = node.item["batch"]
+    protocol = Protocol(
+        rounds=measure.rounds,
+        samples=measure.samples,
+        scope=measure.scope,
+        threads=measure.threads,
+        seed=seed_from_path(context.recipe.seed, "measure", node.item["runtime"], batch),
+    )
+
+    def on_round(done: int, total: int) -> None:
+        progress({"round": done, "rounds": total})
+
+    with ExitStack() as stack:
+        runners = {
+            name: stack.enter_context(_runner(context, source, node.item["runtime"], measure.threads))
+            for name, source in node.parents.items()
+        }
+        measured = measure_interleaved(runners, batch=batch, protocol=protocol, on_round=on_round)
+    save_measurements(folder / SAMPLES_FILE, measured)
+    rows = []
+    for name, source in node.parents.items():
+        row = latency_row(measured[name], measured[f"{_BASELINE}#{source.replicate}"])
+        if row["speedup"] is not None:
+            row["speedup"]["baseline"] = _BASELINE
+        rows.append({"subject": source.subject, "replicate": source.replicate, **row})
+    return {**node.item, "scope": measure.scope, "threads": measure.threads, "rows": rows}
+
+
+def _runner(context: Context, source: Node, runtime: str, threads: int) -> Runner:
+    if runtime != "torch":
+        path = context.file(source, context.result(source).facts["file"])
+        return open_runner(path, runtime, threads=threads)
+    from ticket_export.pipeline.networks import network_of
+
+    return open_runner(
+        network_of(context, source).eval(),
+        runtime,
+        threads=threads,
+        device=str(context.device),
+        example_inputs=(context.example_inputs.numpy(),),
+    )

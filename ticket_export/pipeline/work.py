@@ -1,0 +1,130 @@
+"""The loop that makes results: take the next node that has its parents and no other maker, and publish it.
+
+Any number of processes may run this loop on one store; the store's locks divide the work among them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from safetensors import SafetensorError
+
+from ticket_export.errors import StoreError
+from ticket_export.pipeline.nodes import Node
+from ticket_export.store.manifest import Manifest
+from ticket_export.store.store import DISK_ERRORS, Claim, Damage, Store, store_error
+
+if TYPE_CHECKING:
+    from ticket_export.pipeline.context import Context
+
+Event: TypeAlias = Mapping[str, Any]  # Any: JSON values
+Emit: TypeAlias = Callable[[Event], None]
+
+_POLL_S = 0.1  # while others make what is needed
+
+
+class Step(Protocol):
+    """Fills a folder with one node's files and returns its facts, JSON values."""
+
+    def __call__(  # noqa: D102 - told above
+        self, context: Context, node: Node, folder: Path, scratch: Path, progress: Emit
+    ) -> dict[str, Any]: ...  # Any: JSON values
+
+
+# Each step by module and name: they are imported when they have work, and most of them load torch.
+STEPS: Mapping[str, tuple[str, str]] = {
+    "train": ("ticket_export.pipeline.learn", "train_step"),
+    "find": ("ticket_export.pipeline.learn", "find_step"),
+    "shrink": ("ticket_export.pipeline.deploy", "shrink_step"),
+    "export": ("ticket_export.pipeline.deploy", "export_step"),
+    "accuracy": ("ticket_export.pipeline.timing", "accuracy_step"),
+    "latency": ("ticket_export.pipeline.timing", "latency_step"),
+}
+
+
+def work(nodes: Sequence[Node], store: Store, context: Context, emit: Emit) -> None:
+    """Return when every node is complete, made here or by another process, the first of `nodes` first.
+
+    Args:
+        nodes: what must be there; every parent that is not complete is among them.
+        store: where results are.
+        context: what the steps need.
+        emit: called with an event at the start and end of each node made here, and in between.
+
+    Raises:
+        StoreError: the disk refuses.
+        TicketExportError: whatever a step raises.
+    """
+    pending = list(nodes)
+    done: set[Node] = set()
+    while pending:
+        made = False
+        for node in pending:
+            if is_complete(node, store, emit):
+                done.add(node)
+            elif all(parent in done or is_complete(parent, store, emit) for parent in node.parents.values()):
+                claim = store.claim(node.stage, node.key)
+                if claim is not None:
+                    with claim:
+                        _make(node, claim, context, emit)
+                    done.add(node)
+                    made = True
+                    break  # look again from the most urgent one
+        pending = [node for node in pending if node not in done]
+        if pending and not made:
+            time.sleep(_POLL_S)
+
+
+def is_complete(node: Node, store: Store, emit: Emit) -> bool:
+    """Return whether a node's result is there and intact; damage is told as an event."""
+    found = store.look_up(node.stage, node.key)
+    if isinstance(found, Damage):
+        emit({**event_of(node), "event": "damaged", "reason": str(found)})
+    return isinstance(found, Manifest)
+
+
+def event_of(node: Node) -> dict[str, Any]:  # Any: JSON values
+    """Return the fields that every event of a node holds."""
+    item = {name: value for name, value in node.item.items() if name not in ("subject", "replicate")}
+    return {
+        "stage": node.stage,
+        "subject": node.subject,
+        "replicate": node.replicate,
+        "key": node.key,
+        **item,
+    }
+
+
+def _make(node: Node, claim: Claim, context: Context, emit: Emit) -> None:
+    emit({**event_of(node), "event": "start"})
+    started_s = time.monotonic()
+
+    def progress(event: Event) -> None:
+        emit({**event_of(node), **event, "event": "progress"})
+
+    try:
+        facts = _step(node)(context, node, claim.folder, claim.scratch, progress)
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise store_error(error, claim.folder) from error
+        raise
+    except SafetensorError as error:  # its own kind, also when the disk is full
+        raise StoreError(f"{claim.folder}: {error}", hint="is the disk full?") from error
+    claim.publish(
+        revision=node.revision,
+        item=node.item,
+        parents={role: f"{parent.stage}/{parent.key}" for role, parent in node.parents.items()},
+        sections=node.sections,
+        facts=facts,
+    )
+    emit({**event_of(node), "event": "done", "seconds": round(time.monotonic() - started_s, 3)})
+
+
+def _step(node: Node) -> Step:
+    module, name = STEPS[node.item["kind"] if node.stage == "measure" else node.stage]
+    step: Step = getattr(import_module(module), name)
+    return step
