@@ -1,9 +1,9 @@
 """Interleaved timing: every subject in every round, in random order, on the same fresh inputs.
 
 Each subject is placed anew in memory before each of its turns. Without that, two sessions of one file
-differ by up to 1.5 % for as long as both live, and the interval, which sees rounds only, calls it a difference: 13 of
-25 runs of a ResNet-20 (8x8, batch 1, 42 us) against itself; with it none of 25, and the spread of the ratio
-falls from 0.67 % to 0.21 % (2-core EPYC, onnxruntime 1.31.1, 10 rounds).
+differ by up to 1.5 % for as long as both live, and the interval, which sees rounds only, calls it a
+difference: 13 of 25 runs of a ResNet-20 (8x8, batch 1, 42 us) against itself. With it none of 25, and the
+spread of the ratio falls from 0.67 % to 0.21 % (2-core EPYC, onnxruntime 1.31.1, 10 rounds).
 """
 
 from __future__ import annotations
@@ -270,7 +270,6 @@ def _inputs_text(runner: Runner) -> str:
 def _collector_off() -> Iterator[None]:
     """Keep Python's cyclic garbage collector from running inside a timed call."""
     was_on = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,13 +171,13 @@ def load_measurements(path: Path) -> dict[str, Measurement]:
         MeasureError: the file is missing, damaged or of another schema.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             stored = {name: file[name] for name in file.files}
         facts = json.loads(str(stored["facts"]))
         measurements = [
             Measurement.from_json(fact, {name: stored[f"{index}/{name}"] for name in ARRAYS})
             for index, fact in enumerate(facts)
         ]
-    except (OSError, KeyError, ValueError, EOFError) as error:
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise MeasureError(f"{path}: not a file of measurements: {error}") from error
     return {measurement.name: measurement for measurement in measurements}

@@ -17,7 +17,7 @@ ROUND_CV_LIMIT = 0.05
 TREND_LIMIT = 0.05
 TAIL_LIMIT = 1.5
 STEAL_LIMIT_CORES = 0.05
-NEIGHBOUR_SLACK_CORES = 0.15  # what a desktop or this process's own monitoring takes, and the counters' ticks
+NEIGHBOUR_SLACK_CORES = 0.15  # what an idle desktop takes, and the ticks of the counters
 
 
 def stability_reasons(
@@ -67,8 +67,11 @@ def _round_spread(samples_s: npt.NDArray[np.float64]) -> str | None:
 def _trend(samples_s: npt.NDArray[np.float64]) -> str | None:
     medians_s = np.median(samples_s, axis=1)
     half = len(medians_s) // 2
-    change = float(np.median(medians_s[-half:]) / np.median(medians_s[:half])) - 1.0
-    if abs(change) <= TREND_LIMIT:
+    before_s, after_s = medians_s[:half], medians_s[-half:]
+    change = float(np.mean(after_s) / np.mean(before_s)) - 1.0
+    # rounds that merely scatter differ in their halves too: a trend is more than two standard errors of that
+    error_s = np.sqrt((np.var(before_s, ddof=1) + np.var(after_s, ddof=1)) / half)
+    if abs(change) <= TREND_LIMIT or abs(np.mean(after_s) - np.mean(before_s)) <= 2.0 * error_s:
         return None
     word = "slower" if change > 0 else "faster"
     limit = f"limit {TREND_LIMIT:.0%}"
@@ -85,8 +88,8 @@ def _tail(samples_s: npt.NDArray[np.float64]) -> str | None:
 def _neighbour(loads: Sequence[Load], *, threads: int, num_cores: int) -> str | None:
     """Give a reason when others ran on cores that the inference needed.
 
-    A neighbour on the remaining cores is seen by the interval: with one busy core beside one thread on two cores
-    it is twice as wide, and 37 of 40 runs of a file against itself show no difference.
+    A neighbour on the remaining cores is seen by the interval: beside one busy core, one thread on two cores
+    has an interval up to twice as wide, and 37 of 40 runs of a file against itself show no difference.
     """
     other_cores = float(np.mean([load.other_cores for load in loads]))
     limit = num_cores - threads + NEIGHBOUR_SLACK_CORES
