@@ -10,9 +10,10 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
 
 import typer
 
@@ -241,12 +242,12 @@ def measure(
 
     path_by_name = _named_models(models)
     sizes = _batches(batch)
-    protocol = _Protocol(scope=scope, threads=threads, rounds=rounds, samples=samples)
+    timed = partial(compare, path_by_name, scope=scope, threads=threads, rounds=rounds, samples=samples)
     comparisons = []
     for name in _comma_list(runtime):
         for size in sizes:
             typer.echo(f"timing {len(path_by_name)} models, {name}, batch {size}, {rounds} rounds", err=True)
-            comparisons.append(compare(path_by_name, runtime=name, batch=size, **protocol))
+            comparisons.append(timed(runtime=name, batch=size))
     if not comparisons:
         raise MeasureError(f"--runtime: {runtime!r} names no runtime", hint="for example --runtime ort-cpu")
     rows = [row for comparison in comparisons for row in comparison.rows]
@@ -263,13 +264,6 @@ def measure(
         typer.echo(f"unstable: {row['subject']}, {row['runtime']}, batch {row['batch']}: {reasons}", err=True)
     if unstable:
         raise typer.Exit(1)
-
-
-class _Protocol(TypedDict):
-    scope: str
-    threads: int
-    rounds: int
-    samples: int | None
 
 
 def _comma_list(text: str) -> list[str]:
