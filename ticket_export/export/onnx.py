@@ -163,8 +163,11 @@ def _quiet_and_uncollected() -> Iterator[None]:
     gc.disable()
     try:
         with warnings.catch_warnings():
-            # torch 2.13's exporter pickles tree specs in a way torch itself deprecates
-            warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
+            # what the exporter says to itself: torch 2.13 pickles tree specs in a way torch deprecates
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            # several inputs share the batch axis on purpose
+            warnings.filterwarnings("ignore", message=".*axis name: batch will not", category=UserWarning)
             yield
     finally:
         if was_on:
@@ -184,7 +187,7 @@ def _require_batch_alone_is_dynamic(proto: onnx.ModelProto, path: Path) -> None:
         if free != [0]:
             raise ExportError(
                 f"{path}: axes {free} of {value.name!r} are dynamic, but it must be axis 0 alone, the batch",
-                hint="every input and output needs the batch as its first axis",
+                hint="every input and output needs the batch first, and no line of the network may fix its size",
             )
 
 
