@@ -201,6 +201,7 @@ def test_progress_goes_to_stderr_a_line_per_step(
             step
             | {"event": "progress", "epoch": 0.5, "epochs": 2, "loss": 1.0, "accuracy": 0.5, "eta_s": 3.0}
         )
+        emit(step | {"event": "progress", "round": 3, "rounds": 10})
         emit(step | {"event": "done", "seconds": 4.25})
         emit(step | {"event": "skip", "subject": "[bold]"})
         emit(step | {"event": "damaged", "reason": "weights.safetensors: sha256 differs"})

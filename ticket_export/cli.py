@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -24,9 +24,6 @@ from ticket_export.errors import (
     ShrinkError,
     TicketExportError,
 )
-
-if TYPE_CHECKING:
-    from rich.progress import TaskID
 
 app = typer.Typer(
     name="ticket-export",
@@ -143,15 +140,18 @@ def run(
     ] = None,
 ) -> None:
     """Do everything a recipe says, skip what is done, and write the report."""
+    from rich.console import Console
+
     from ticket_export.pipeline import run as run_recipe
     from ticket_export.recipe.load import load_recipe
+    from ticket_export.report.progress import Progress
     from ticket_export.store.machine import num_usable_cores
 
     recipe = load_recipe(recipe_path, overrides or ())
     if workers is None:
         workers = min(num_usable_cores(), 4) if device == "cpu" else 1
     try:
-        with _Progress() as progress:
+        with Progress(Console(stderr=True, highlight=False)) as progress:
             report = run_recipe(recipe, out, workers=workers, device=device, until=until, emit=progress)
     except KeyboardInterrupt:
         typer.echo("stopped; nothing is lost: the same command goes on from here", err=True)
@@ -160,57 +160,6 @@ def run(
     if report is not None:
         typer.echo(report.summary)
         typer.echo(f"report: {out / 'runs' / recipe.name / 'report.html'}")
-
-
-class _Progress:
-    """Draws what a run is doing on a terminal, or writes one line per finished step where there is none."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self.num_made = self.num_skipped = 0
-        self._console = Console(stderr=True, highlight=False)
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[note]}", markup=False),
-            TimeElapsedColumn(),
-        )
-        self._bars = Progress(*columns, console=self._console, transient=True, expand=False)
-        self._task_by_key: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._console.is_terminal:
-            self._bars.stop()
-
-    def __call__(self, event: Mapping[str, Any]) -> None:  # Any: JSON values
-        """Show one event of the pipeline."""
-        key, replicate = event["key"], event["replicate"]
-        name = f"{event['stage']} {event['subject']}" + ("" if replicate is None else f" #{replicate}")
-        match event["event"]:
-            case "skip":
-                self.num_skipped += 1
-            case "damaged":
-                self._console.print(f"damaged, made again: {event['reason']}", markup=False, soft_wrap=True)
-            case "start":
-                self._task_by_key[key] = self._bars.add_task(name, total=None, note="")
-            case "progress" if key in self._task_by_key:
-                note = f"loss {event['loss']:.3f}, accuracy {100 * event['accuracy']:.1f} %"
-                note += f", {event['eta_s']:.0f} s left"
-                epochs = {"completed": event["epoch"], "total": event["epochs"]}
-                self._bars.update(self._task_by_key[key], **epochs, note=note)
-            case "done":
-                self.num_made += 1
-                if key in self._task_by_key:
-                    self._bars.remove_task(self._task_by_key.pop(key))
-                seconds = f", {event['seconds']:.1f} s" if "seconds" in event else ""
-                self._console.print(f"done: {name}{seconds}", markup=False, soft_wrap=True)
 
 
 @app.command()
