@@ -107,6 +107,39 @@ def test_one_batch_has_no_curve_over_batches(
     assert "Latency against batch" not in page(report)
 
 
+def _only_dense(manifests: list[Manifest]) -> list[Manifest]:
+    for manifest in manifests:
+        if "rows" in manifest["facts"]:
+            rows = manifest["facts"]["rows"]
+            manifest["facts"]["rows"] = [row for row in rows if row["subject"] == "dense"]
+    return manifests
+
+
+def test_dense_alone_has_no_verdict_and_no_shares_of_itself(
+    manifests: list[Manifest], machine: Manifest
+) -> None:
+    html = page(report_from_manifests("digits", machine, _only_dense(manifests)))
+    assert "digits: no ticket was measured" in html
+    assert "Is the ticket worth finding?" not in html
+    assert [(image["alt"] or "").split(".")[0] for image in _outline(html).images] == [
+        "Accuracy against measured latency",
+        "Latency against batch",
+    ]
+
+
+def test_two_runtimes_are_told_apart_in_tables_verdicts_and_figures(
+    manifests: list[Manifest], machine: Manifest
+) -> None:
+    in_torch = json.loads(json.dumps([m for m in manifests if m["stage"] == "measure"]))
+    for manifest in in_torch:
+        manifest["facts"]["runtime"] = "torch"
+    html = page(report_from_manifests("digits", machine, manifests + in_torch))
+    assert "<caption>ort-cpu, fp32." in html
+    assert "<caption>torch, fp32." in html
+    assert html.count("less random@2, torch fp32") == 1
+    assert len(_outline(html).images) == 2 * 3 + 1
+
+
 def test_a_name_cannot_inject_markup(manifests: list[Manifest], machine: Manifest) -> None:
     report = report_from_manifests("<b>x</b>&", machine | {"cpu": "<script>"}, manifests)
     html = page(report)

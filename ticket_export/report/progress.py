@@ -70,10 +70,10 @@ class Progress:
 
 
 def step_name(event: Mapping[str, Any]) -> str:  # Any: JSON values
-    """Return what a step is called: its stage, subject, replicate, and runtime and batch where it has them."""
+    """Return what a step is called: stage, subject, replicate, and runtime and batch where it has them."""
     words = [event["stage"]]
     words += (
-        [event["subject"]] if event["replicate"] is None else [f"{event['subject']} #{event['replicate']}"]
+        [event["subject"]] if event["replicate"] is None else [event["subject"], f"#{event['replicate']}"]
     )
     words += [str(event["runtime"])] if "runtime" in event else []
     words += [f"batch {event['batch']}"] if "batch" in event else []

@@ -85,7 +85,8 @@ def against_the_others(report: Report) -> str:
     found = verdicts(report)
     if not found:
         return ""
-    rows = "".join(_verdict_row(verdict) for verdict in found)
+    several = len(_executions(report)) > 1
+    rows = "".join(_verdict_row(verdict, name_runtime=several) for verdict in found)
     return (
         "<h2>Is the ticket worth finding?</h2><p class='note'>Accuracy of the ticket less that of the other, "
         "in percentage points, paired by replicate. A ticket that does not beat its controls is just a small "
@@ -108,12 +109,15 @@ def figures(report: Report) -> str:
                 f"{where}, batch {largest}. Up and left is better; bars span the replicates.",
                 figure.accuracy_against_latency(by_batch[largest]),
             ),
-            _figure(
-                "Weights, MACs and time kept",
-                f"{where}, batch {largest}. Time kept is 1 / speedup, with its 95 % interval.",
-                figure.kept_fractions(by_batch[largest]),
-            ),
         ]
+        if any(line.speedup is not None for line in by_batch[largest]):
+            drawn.append(
+                _figure(
+                    "Weights, MACs and time kept",
+                    f"{where}, batch {largest}. Time kept is 1 / speedup, with its 95 % interval.",
+                    figure.kept_fractions(by_batch[largest]),
+                )
+            )
         if len(by_batch) > 1:
             drawn.append(
                 _figure(
@@ -215,12 +219,13 @@ def _subject_row(
     return f'<tr{_row_class(line.subject, report)}><th scope="row">{escape(line.subject)}</th>{body}</tr>'
 
 
-def _verdict_row(verdict: Verdict) -> str:
+def _verdict_row(verdict: Verdict, *, name_runtime: bool) -> str:
+    where = f", {verdict.runtime} {verdict.precision}" if name_runtime else ""
     interval = "too few replicates"
     if verdict.low is not None and verdict.high is not None:
         interval = f"95 %: {100 * verdict.low:+.2f} to {100 * verdict.high:+.2f}"
     return (
-        f'<tr><th scope="row">{escape(verdict.ticket)} <small>less {escape(verdict.against)}</small></th>'
+        f'<tr><th scope="row">{escape(verdict.ticket)} <small>less {escape(verdict.against + where)}</small></th>'
         f"<td>{_typeset(f'{100 * verdict.difference:+.2f}')} points "
         f"<small>{_typeset(f'{interval}, n = {verdict.num_replicates}')}</small></td>"
         f'<td class="word {_CLASS_BY_WORD[verdict.word]}">{verdict.word}</td></tr>'

@@ -27,6 +27,7 @@ dl.facts > div { padding: .7rem 1rem .7rem 0; border-bottom: 1px solid var(--rul
 dt { color: var(--muted); font-size: .8125rem; }
 dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 table { border-collapse: collapse; width: 100%; font-size: .9375rem; font-variant-numeric: tabular-nums; }
+table + table { margin-top: 2.2rem; }
 caption { text-align: left; color: var(--muted); font-size: .875rem; padding-bottom: .4rem; }
 th { text-align: left; font-weight: 600; font-size: .8125rem; color: var(--muted); vertical-align: bottom; }
 th, td { padding: .5rem .9rem .5rem 0; border-bottom: 1px solid var(--rule); }
