@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ticket_export.errors import ExportError, ParityError
+from ticket_export.errors import ExportError, ParityError, StoreError
 from ticket_export.export import onnx as export_onnx
 from ticket_export.export.onnx import onnx_from_module
 from ticket_export.measure.compare import compare
@@ -238,7 +237,7 @@ def test_weights_beyond_one_file_are_refused_with_their_size(
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"absent/s\.onnx: cannot be written: No such file"):
+    with pytest.raises(StoreError, match=r"absent/s\.onnx: cannot be written: No such file"):
         onnx_from_module(Small(), tmp_path / "absent" / "s.onnx", IMAGES)
 
 
@@ -246,7 +245,7 @@ def test_half_the_width_is_measured_faster_than_dense(
     exported: tuple[nn.Module, Path], resnet20: MakeNet, tmp_path: Path
 ) -> None:
     narrow = onnx_from_module(resnet20(8), tmp_path / "narrow.onnx", IMAGES)
-    told = compare({"dense": exported[1], "narrow": narrow}, batch=64, samples=10).speedup("narrow")
+    # calls of a fraction of a millisecond: a busy test machine interrupts few of them, and no median sees those
+    told = compare({"dense": exported[1], "narrow": narrow}, batch=4, samples=100).speedup("narrow")
     assert told.verdict == "faster"
-    assert 1.2 < told.ratio < 3.0
-    assert "torch" in sys.modules
+    assert 1.3 < told.ratio < 3.0

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ticket_export.errors import MeasureError
+from ticket_export.errors import MeasureError, StoreError
 from ticket_export.measure.load import Load
 from ticket_export.measure.measurement import ARRAYS, Measurement, load_measurements, save_measurements
 
@@ -52,6 +52,11 @@ def test_damaged_missing_and_foreign_files_are_refused_by_name(measurement: Make
     np.savez(path, other=np.zeros(3))
     with pytest.raises(MeasureError, match="facts"):
         load_measurements(path)
+
+
+def test_a_folder_that_is_not_there_is_named(measurement: Make, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"absent/samples\.npz: cannot be written: No such file"):
+        save_measurements(tmp_path / "absent" / "samples.npz", pair(measurement))
 
 
 def test_another_schema_is_refused(measurement: Make) -> None:

@@ -68,10 +68,13 @@ def test_several_inputs_and_outputs_are_numbered() -> None:
 
 
 def test_precision_is_the_dtype_of_the_parameters(module: nn.Module) -> None:
+    expected = copy.deepcopy(module).eval()(torch.from_numpy(IMAGES)).detach().numpy()
     names = {torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16"}
     for dtype, name in names.items():
         with open_runner(copy.deepcopy(module).to(dtype), "torch", example_inputs=(IMAGES,)) as runner:
             assert runner.precision == name
+            half = runner.infer({"input": IMAGES})["logits"].astype(np.float32)
+            np.testing.assert_allclose(half, expected, atol=0.02)
     module[1].bias.data = module[1].bias.data.double()
     with pytest.raises(MeasureError, match=r"torch\.float32.*torch\.float64"):
         open_runner(module, "torch", example_inputs=(IMAGES,))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ticket_export.errors import ExportError, ParityError
+from ticket_export.errors import ExportError, ParityError, StoreError
 from ticket_export.export.parity import check_parity
 from ticket_export.runtime.torch_eager import input_names, output_names
 
@@ -51,8 +51,9 @@ def onnx_from_module(
 
     Raises:
         ExportError: unknown precision, parameters of another dtype, a network that cannot be traced with a
-            free batch, or a file that fails the checker or cannot be written.
+            free batch, or a file that fails the checker.
         ParityError: the file does not compute what the module computes.
+        StoreError: the file cannot be written.
     """
     path = Path(path)
     _require_precision(model, precision)
@@ -65,14 +66,15 @@ def onnx_from_module(
     _require_batch_alone_is_dynamic(proto, path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        _publishable(proto, metadata, path, partial)
+        _make_publishable(proto, metadata, path)
+        _write(proto, partial, path)
         error = check_parity(
             partial,
             {name: tensor.numpy() for name, tensor in zip(names[0], check_inputs, strict=True)},
             {name: tensor.numpy() for name, tensor in zip(names[1], expected, strict=True)},
         )
         _add_metadata(proto, {"ticket_export.parity_rel_error": f"{error:.3e}"})
-        partial.write_bytes(proto.SerializeToString())
+        _write(proto, partial, path)
         partial.replace(path)
     except ParityError as error:
         raise ParityError(str(error.message).replace(str(partial), str(path)), hint=error.hint) from error
@@ -187,14 +189,12 @@ def _require_batch_alone_is_dynamic(proto: onnx.ModelProto, path: Path) -> None:
         if free != [0]:
             raise ExportError(
                 f"{path}: axes {free} of {value.name!r} are dynamic, but it must be axis 0 alone, the batch",
-                hint="every input and output needs the batch first, and no line of the network may fix its size",
+                hint="every input and output needs the batch first, and the network may not fix its size",
             )
 
 
-def _publishable(
-    proto: onnx.ModelProto, metadata: Mapping[str, str] | None, path: Path, partial: Path
-) -> None:
-    """Check the model, strip what is private to this machine, add the metadata and write it to `partial`."""
+def _make_publishable(proto: onnx.ModelProto, metadata: Mapping[str, str] | None, path: Path) -> None:
+    """Strip what is private to this machine, add the metadata and check the model."""
     import onnx
 
     for node in proto.graph.node:
@@ -206,10 +206,15 @@ def _publishable(
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"{path}: fails onnx.checker: {error}") from error
+
+
+def _write(proto: onnx.ModelProto, partial: Path, path: Path) -> None:
     try:
         partial.write_bytes(proto.SerializeToString())
     except OSError as error:
-        raise ExportError(f"{path}: cannot be written: {error.strerror}") from error
+        raise StoreError(
+            f"{path}: cannot be written: {error.strerror}", hint="give a folder that exists and has space"
+        ) from error
 
 
 def _add_metadata(proto: onnx.ModelProto, texts: Mapping[str, str]) -> None:

@@ -125,7 +125,7 @@ def _warm(runner: Runner, inputs: Mapping[str, Array], protocol: Protocol) -> _W
         if before_s is not None:
             drift_fraction = abs(median_s / before_s - 1.0)
         before_s = median_s
-        capped = sum(calls_s) > protocol.warmup_cap_s and len(calls_s) >= 3 * WINDOW_CALLS
+        capped = sum(calls_s) > protocol.warmup_cap_s and len(calls_s) >= 2 * WINDOW_CALLS
         if drift_fraction < protocol.drift_fraction or capped:
             return _Warmup(calls_s=np.array(calls_s), latency_s=median_s, drift_fraction=drift_fraction)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ticket_export.errors import MeasureError
+from ticket_export.errors import MeasureError, StoreError
 from ticket_export.measure.load import Load
 from ticket_export.measure.protocol import Protocol
 
@@ -150,6 +150,9 @@ def save_measurements(path: Path, measurements: Mapping[str, Measurement]) -> No
     Args:
         path: the file to write; an existing one is replaced.
         measurements: by subject name.
+
+    Raises:
+        StoreError: the file cannot be written.
     """
     arrays: dict[str, npt.NDArray[np.generic]] = {
         f"{index}/{name}": getattr(measurement, name)
@@ -159,9 +162,14 @@ def save_measurements(path: Path, measurements: Mapping[str, Measurement]) -> No
     facts = [measurement.facts_json() for measurement in measurements.values()]
     arrays["facts"] = np.array(json.dumps(facts))
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        partial.replace(path)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_measurements(path: Path) -> dict[str, Measurement]:

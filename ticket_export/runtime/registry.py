@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from ticket_export.errors import MeasureError
 from ticket_export.runtime.runner import Array, Runner
@@ -48,7 +48,7 @@ def _open_torch(
     return TorchRunner(source, example_inputs=example_inputs, threads=threads, device=device)
 
 
-RUNTIMES: dict[str, Callable[..., Any]] = {  # Any: openers return some Runner; a literal dict cannot say so
+RUNTIMES: dict[str, Callable[..., Runner]] = {
     "ort-cpu": _open_ort_cpu,
     "torch": _open_torch,
 }
@@ -77,5 +77,4 @@ def open_runner(
     """
     if runtime not in RUNTIMES:
         raise MeasureError(f"runtime {runtime!r} is not one of {', '.join(RUNTIMES)}")
-    runner: Runner = RUNTIMES[runtime](source, threads=threads, device=device, example_inputs=example_inputs)
-    return runner
+    return RUNTIMES[runtime](source, threads=threads, device=device, example_inputs=example_inputs)

@@ -43,7 +43,7 @@ class TorchRunner:
         self.device = "cpu" if device is None else device
         self._device = torch.device(self.device)
         self._module = copy.deepcopy(module).eval().to(self._device)
-        self.precision = _precision(self._module)
+        self._dtype, self.precision = _precision(self._module)
         names = input_names(len(example_inputs))
         self.input_specs = {
             name: TensorSpec(name=name, dtype=array.dtype.name, shape=(None, *array.shape[1:]))
@@ -94,12 +94,19 @@ class TorchRunner:
         self._module = copy.deepcopy(self._module)
 
     def _on_device(self, inputs: Mapping[str, Array]) -> list[torch.Tensor]:
-        return [torch.from_numpy(inputs[name]).to(self._device) for name in self.input_specs]
+        """Return the inputs where the module is, floating ones in its dtype: NumPy has no bfloat16."""
+        tensors = [torch.from_numpy(inputs[name]) for name in self.input_specs]
+        return [
+            tensor.to(self._device, self._dtype if tensor.is_floating_point() else tensor.dtype)
+            for tensor in tensors
+        ]
 
     @staticmethod
     def _host_outputs(outputs: torch.Tensor | Sequence[torch.Tensor]) -> dict[str, Array]:
         tensors = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-        arrays = [tensor.cpu().numpy() for tensor in tensors]
+        arrays = [
+            (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy() for tensor in tensors
+        ]
         return dict(zip(output_names(len(arrays)), arrays, strict=True))
 
 
@@ -137,14 +144,15 @@ def _seconds_by_events(module: torch.nn.Module, arguments: list[torch.Tensor]) -
     return float(start.elapsed_time(end)) / 1000.0
 
 
-def _precision(module: torch.nn.Module) -> str:
+def _precision(module: torch.nn.Module) -> tuple[torch.dtype, str]:
+    """Return the dtype of all floating parameters, and its word; fp32 for a module without any."""
     dtypes = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
     if not dtypes:
-        return "fp32"
+        return torch.float32, "fp32"
     if len(dtypes) > 1:
         raise MeasureError(f"torch: parameters have several dtypes: {sorted(map(str, dtypes))}")
     (dtype,) = dtypes
     if dtype not in PRECISION_FROM_DTYPE:
         known = ", ".join(map(str, PRECISION_FROM_DTYPE))
         raise MeasureError(f"torch: parameters are {dtype}, not one of {known}")
-    return PRECISION_FROM_DTYPE[dtype]
+    return dtype, PRECISION_FROM_DTYPE[dtype]
