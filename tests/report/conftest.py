@@ -135,12 +135,12 @@ def manifests() -> list[Manifest]:
     return make_manifests()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def manifests_of() -> Callable[..., list[Manifest]]:
     """The same, for any number of replicates and any batches."""
     return make_manifests
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def machine() -> dict[str, Any]:
     return MACHINE

@@ -220,12 +220,12 @@ def _subject_row(
 
 
 def _verdict_row(verdict: Verdict, *, name_runtime: bool) -> str:
-    where = f", {verdict.runtime} {verdict.precision}" if name_runtime else ""
+    other = verdict.against + (f", {verdict.runtime} {verdict.precision}" if name_runtime else "")
     interval = "too few replicates"
     if verdict.low is not None and verdict.high is not None:
         interval = f"95 %: {100 * verdict.low:+.2f} to {100 * verdict.high:+.2f}"
     return (
-        f'<tr><th scope="row">{escape(verdict.ticket)} <small>less {escape(verdict.against + where)}</small></th>'
+        f'<tr><th scope="row">{escape(verdict.ticket)} <small>less {escape(other)}</small></th>'
         f"<td>{_typeset(f'{100 * verdict.difference:+.2f}')} points "
         f"<small>{_typeset(f'{interval}, n = {verdict.num_replicates}')}</small></td>"
         f'<td class="word {_CLASS_BY_WORD[verdict.word]}">{verdict.word}</td></tr>'
