@@ -73,8 +73,8 @@ def train(
 ) -> TrainResult:
     """Train `model` in place from `start_epoch` to `settings.epochs` and return what came of it.
 
-    Batches, augmentation and dropout depend on `seed_path` and the epoch alone. On a CPU with the same number
-    of threads the weights are bit-equal from run to run, resumed or not. The test images are not touched.
+    On a CPU with the same number of threads the weights are bit-equal from run to run, resumed or not. The
+    test images are not touched.
 
     Args:
         model: [N, C, H, W] -> [N, K], with the weights to start from; it ends on the device in training mode.
@@ -87,7 +87,7 @@ def train(
         snapshot_epoch: epoch at whose start the state dict is copied (the rewind point).
         hold_zero: parameter name -> bool of its shape; where it is False the parameter stays zero.
         checkpoint_folder: an existing folder; its checkpoint is resumed, and new ones are written there.
-        checkpoint_interval_s: least time between two checkpoints; it does not change the result.
+        checkpoint_interval_s: least time between two checkpoints; it changes no result.
         on_event: called once a second and at the end of an epoch with `{"event": "progress", "epoch",
             "epochs", "loss", "accuracy", "eta_s"}`; epoch counts finished ones and ends in a fraction.
 
@@ -97,8 +97,7 @@ def train(
     """
     device = torch.device(device)
     _check_epochs(settings, start_epoch, snapshot_epoch)
-    root, *path = seed_path
-    seed = seed_from_path(int(root), *path, "dropout")
+    seed = seed_from_path(int(seed_path[0]), *seed_path[1:], "dropout")
     with own_random_state(device, seed), accelerated(device) as accelerator:
         run = start(
             model,
