@@ -334,6 +334,54 @@ def test_shrink_names_weights_that_are_not_there(tell: Callable[..., Told], tmp_
     assert str(missing) in err
 
 
+NET = """
+from torch import nn
+
+def net():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
+    )
+"""
+
+
+def test_shrink_saves_a_smaller_network_that_computes_the_same(
+    tell: Callable[..., Told], tmp_path: Path
+) -> None:
+    import numpy as np
+    import onnxruntime
+    import torch
+
+    import ticket_export as te
+
+    (tmp_path / "net.py").write_text(NET, encoding="utf-8")
+    scope: dict[str, Any] = {}
+    exec(NET, scope)
+    net = scope["net"]().eval()
+    with torch.no_grad():
+        net[0].weight[5:] = 0.0  # three filters that emit their bias alone
+        net[0].bias[5:] = torch.tensor([0.5, -0.5, 0.25])
+    np.savez(tmp_path / "w.npz", **{name: tensor.numpy() for name, tensor in net.state_dict().items()})
+    out = tmp_path / "small"
+    code, told, err = tell(
+        *("shrink", f"{tmp_path / 'net.py'}:net", "--weights", tmp_path / "w.npz"),
+        *("--input", "1x3x8x8", "--out", out, "--onnx"),
+    )
+    assert code == 0, err
+    num_dense = sum(parameter.numel() for parameter in net.parameters())
+    num_kept = int(
+        next(line for line in told.splitlines() if line.startswith("weights")).split()[2].replace(",", "")
+    )
+    assert num_kept < num_dense
+    small = te.load_bundle(out, scope["net"]())
+    assert sum(parameter.numel() for parameter in small.parameters()) == num_kept
+    images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    expected = net(images).detach().numpy()
+    logits = onnxruntime.InferenceSession(out / "model.onnx").run(None, {"input": images.numpy()})[0]
+    assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert np.abs(small.eval()(images).detach().numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
 def test_doctor_lists_machine_and_packages(tell: Callable[..., Told]) -> None:
     code, out, _ = tell("doctor")
     assert code == 0

@@ -128,7 +128,7 @@ def figures(report: Report) -> str:
             )
         parts.append(f'<div class="figures">{"".join(drawn)}</div>')
     ticket = last_ticket(report)
-    if ticket is not None and report.widths[ticket]:
+    if ticket is not None and ticket in report.widths:
         widths = _figure(
             f"Channels kept per group, {ticket}",
             "Filled: kept, mean over replicates; bars span them. Outlined: dense.",

@@ -85,7 +85,7 @@ def training_rows(report: Report) -> list[tuple[str, ...]]:
 
 def training_table(report: Report) -> str:
     """Return what training cost per subject, in markdown."""
-    return markdown_table([head.lower() for head in TRAINING_HEADS], training_rows(report))
+    return markdown_table(TRAINING_HEADS, training_rows(report))
 
 
 def measured_table(rows: Sequence[Row]) -> str:
