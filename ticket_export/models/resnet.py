@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -13,20 +14,31 @@ from torch.nn import functional
 class PadShortcut(nn.Module):
     """Takes every second pixel and adds zero channels, half before and half behind: option A.
 
-    It has no parameters. `channels_before` and `channels_behind` are the numbers of zero channels added.
+    It has no parameters. The zero channels are buffers outside the `state_dict`, one element per channel, so that
+    whatever cuts channels of the stream cuts them too.
     Source: He et al. 2016 (arXiv 1512.03385), section 4.2.
     """
+
+    zeros_before: Tensor
+    zeros_behind: Tensor
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.channels_before = (out_channels - in_channels) // 2
-        self.channels_behind = out_channels - in_channels - self.channels_before
+        num_before = (out_channels - in_channels) // 2
+        num_behind = out_channels - in_channels - num_before
+        self.register_buffer("zeros_before", torch.zeros(num_before, 1, 1), persistent=False)
+        self.register_buffer("zeros_behind", torch.zeros(num_behind, 1, 1), persistent=False)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Return the subsampled input between its zero channels."""
         thinned_NCHW = x_NCHW[:, :, :: self.stride, :: self.stride]
-        return functional.pad(thinned_NCHW, (0, 0, 0, 0, self.channels_before, self.channels_behind))
+        num_images, _, height, width = thinned_NCHW.shape
+        before, behind = (
+            zeros.to(thinned_NCHW.dtype).expand(num_images, len(zeros), height, width)
+            for zeros in (self.zeros_before, self.zeros_behind)
+        )
+        return torch.cat([before, thinned_NCHW, behind], dim=1)
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int, kind: str) -> nn.Module:

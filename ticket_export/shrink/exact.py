@@ -121,7 +121,7 @@ def shrink(
     small = model_from_plan(dense, plan, folded.tensors, folded.new_biases)
     if _dtype(model) == torch.float64:
         tolerance = min(tolerance, FLOAT64_TOLERANCE)
-    rel_error = check_equal(small, dense, inputs, tolerance=tolerance, dynamic_batch=traced.dynamic_batch)
+    rel_error = _proven_equal(small, dense, inputs, tolerance, dynamic_batch=traced.dynamic_batch)
     costs, dense_costs = count_costs(small, inputs), count_costs(dense, inputs)
     report = ShrinkReport(
         params=costs.params,
@@ -162,6 +162,18 @@ def _check_arguments(
     for position, x in enumerate(inputs):
         if x.device != device:
             raise ShrinkError(f"example_inputs[{position}] is on {x.device}, the model on {device}")
+
+
+def _proven_equal(
+    small: nn.Module, dense: nn.Module, inputs: Sequence[Tensor], tolerance: float, *, dynamic_batch: bool
+) -> float:
+    try:
+        return check_equal(small, dense, inputs, tolerance=tolerance, dynamic_batch=dynamic_batch)
+    except RuntimeError as error:  # torch's word for shapes that do not fit
+        raise ShrinkError(
+            f"the forward of {type(small).__name__} holds a channel count that its tensors no longer have: {error}",
+            hint="let the forward read the sizes off its tensors or layers",
+        ) from error
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
