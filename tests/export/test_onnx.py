@@ -245,7 +245,7 @@ def test_half_the_width_is_measured_faster_than_dense(
     exported: tuple[nn.Module, Path], resnet20: MakeNet, tmp_path: Path
 ) -> None:
     narrow = onnx_from_module(resnet20(8), tmp_path / "narrow.onnx", IMAGES)
-    # calls of a fraction of a millisecond: a busy test machine interrupts few of them, and no median sees those
+    # calls of a fraction of a millisecond: a busy test machine interrupts few, and no median sees those
     told = compare({"dense": exported[1], "narrow": narrow}, batch=4, samples=100).speedup("narrow")
     assert told.verdict == "faster"
     assert 1.3 < told.ratio < 3.0
