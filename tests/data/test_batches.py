@@ -55,6 +55,31 @@ def test_an_augmentation_never_shifts_the_order() -> None:
     assert torch.equal(torch.cat([y for _, y in plain.epoch(0)]), torch.cat([y for _, y in other.epoch(0)]))
 
 
+def shard(rank: int, num_processes: int) -> Batches:
+    whole = numbered(32)
+    crops = Augment(mean=(0.0,), std=(1.0,), pad_crop=1)
+    return Batches(
+        x=whole.x,
+        y=whole.y,
+        batch=8,
+        augment=crops,
+        seed_path=whole.seed_path,
+        shard=(rank, num_processes),
+    )
+
+
+def test_processes_share_the_very_batches_one_process_would_see() -> None:
+    parts = zip(shard(0, 2).epoch(0), shard(1, 2).epoch(0), strict=True)
+    for (x, y), ((x_0, y_0), (x_1, y_1)) in zip(shard(0, 1).epoch(0), parts, strict=True):
+        assert torch.equal(y, torch.stack((y_0, y_1), dim=1).flatten())
+        assert torch.equal(x, torch.stack((x_0, x_1), dim=1).flatten(0, 1))
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused() -> None:
+    with pytest.raises(DataError, match="8 images cannot be shared evenly by 3"):
+        shard(0, 3)
+
+
 def test_a_batch_of_no_images_is_refused() -> None:
     with pytest.raises(DataError, match="batch of 0"):
         Batches(x=torch.zeros(1), y=torch.zeros(1), batch=0, augment=PLAIN, seed_path=(0,))
