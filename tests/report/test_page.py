@@ -153,10 +153,22 @@ def test_a_name_cannot_inject_markup(manifests: list[Manifest], machine: Manifes
 
 def test_an_unstable_timing_is_boxed_with_its_reason(manifests: list[Manifest], machine: Manifest) -> None:
     latency = next(m["facts"] for m in manifests if m["facts"].get("batch") == 64)
-    latency["rows"][3] |= {"stable": False, "reasons": ["rounds drift by 9 %"]}
+    for row in latency["rows"][3:5]:
+        row |= {"stable": False, "reasons": ["rounds drift by 9 %"]}
+    report = report_from_manifests("digits", machine, manifests)
+    html = page(report)
+    assert "2 of 63 timings are unstable" in html
+    assert html.count("<li>ort-cpu, batch 64, ticket@1: rounds drift by 9 %</li>") == 1
+    assert "- ort-cpu, batch 64, ticket@1: rounds drift by 9 %\n" in markdown(report)
+
+
+def test_a_reason_that_holds_for_all_is_told_once(manifests: list[Manifest], machine: Manifest) -> None:
+    for manifest in manifests:
+        for row in manifest["facts"].get("rows", []):
+            row |= {"stable": False, "reasons": [f"reason {n}" for n in range(4)]}
     html = page(report_from_manifests("digits", machine, manifests))
-    assert "1 of 63 timings are unstable" in html
-    assert "<b>ticket@1</b>, replicate 0, ort-cpu, batch 64: rounds drift by 9 %" in html
+    assert "<li>ort-cpu, batch 1, all subjects: reason 0</li>" in html
+    assert "<li>and 4 more, beside every measurement below</li>" in html  # 3 batches x 4 reasons, 8 shown
 
 
 def test_a_difference_that_is_not_shown_is_said_in_its_cell(html: str) -> None:
@@ -174,7 +186,15 @@ def test_markdown_has_a_table_per_batch_with_a_row_per_subject(report: Report) -
     batch_64 = text.partition("batch 64, compute, 1 thread")[2].partition("##")[0]
     assert [line.split("|")[1].strip() for line in batch_64.strip().splitlines()[2:]] == list(report.subjects)
     row = next(line for line in batch_64.splitlines() if "ticket@2" in line)
-    for cell in ("97.9 % (97.6-98.1)", "48.0 %", "51.0 %", "3.84", "1.62x (1.57-1.67)", "100 %", "yes"):
+    for cell in (
+        "97.9 % (97.6-98.1, n = 3)",
+        "48.0 %",
+        "51.0 %",
+        "3.84",
+        "1.62x (1.57-1.67)",
+        "100 %",
+        "yes",
+    ):
         assert f" {cell} " in row
 
 

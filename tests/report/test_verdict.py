@@ -176,7 +176,7 @@ def test_unstable_timings_are_counted_and_their_reason_told(report_of: MakeRepor
             facts["rows"][0] |= {"stable": False, "reasons": ["others used 41 % of the CPU"]}
 
     summary = report_of(change).summary
-    assert "1 of 63 rows are unstable, the first is dense at batch 8: others used 41 % of the CPU." in summary
+    assert "1 of 63 timings are unstable: ort-cpu, batch 8, dense: others used 41 % of the CPU." in summary
 
 
 def test_the_cost_of_an_epoch_is_compared_on_equal_threads_only(report_of: MakeReport) -> None:

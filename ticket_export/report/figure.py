@@ -38,6 +38,8 @@ _LOOKS = {
 }
 _OTHER = Look("#444444", "D", (2, 2))
 
+_PLATE = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # digits stay readable over a line
+
 _STYLE: dict[Any, Any] = {  # Any: matplotlib types its keys as one long Literal
     "axes.axisbelow": True,
     "axes.edgecolor": MUTED,
@@ -163,7 +165,14 @@ def kept_fractions(lines: Sequence[SubjectLine]) -> str:
                 )
                 # the digits of the time stand clear of its whisker
                 end = 1 / line.speedup.low if label == "time" else fraction
-                axes.text(end + 0.015, place + offset, f"{100 * fraction:.0f} %", fontsize=8, va="center")
+                axes.text(
+                    end + 0.015,
+                    place + offset,
+                    f"{100 * fraction:.0f} %",
+                    fontsize=8,
+                    va="center",
+                    bbox=_PLATE,
+                )
             axes.errorbar(
                 [time_kept],
                 [place + 0.26],

@@ -40,7 +40,13 @@ def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
 def markdown(report: Report) -> str:
     """Return `report.md`: the summary, a table per setting, the verdicts, the machine."""
     parts = [f"# {report.name}", words.headline(report), words.control_sentence(report)]
-    parts += [words.measured_by(report), words.unstable_sentence(report)]
+    parts += [words.measured_by(report)]
+    reasons = words.unstable_reasons(report)
+    if reasons:
+        parts += [
+            "**Unstable timings: read their speedups with care.**",
+            "\n".join(f"- {r}" for r in reasons),
+        ]
     for setting in settings(report):
         parts += [f"## {words.setting_words(setting)}", table.subject_table(subject_lines(report, setting))]
     parts += ["## Verdicts", table.verdict_table(verdicts(report))]

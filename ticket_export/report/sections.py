@@ -21,6 +21,7 @@ from ticket_export.report.verdict import (
 )
 
 _CLASS_BY_WORD = {"wins": "wins", "loses": "loses", "no difference shown": "same", "not resolved": "open"}
+_MAX_REASONS = 8  # the box warns; all of them stand beside every measurement
 
 
 def summary(report: Report) -> str:
@@ -31,16 +32,15 @@ def summary(report: Report) -> str:
         f'<p class="lead">{lead}</p>',
     ]
     parts += [f"<p>{_typeset(text)}</p>" for text in (words.control_sentence(report),) if text]
-    unstable = [row for row in report.rows if not row["stable"]]
-    if unstable:
-        items = dict.fromkeys(
-            f"<li><b>{escape(row['subject'])}</b>, replicate {row['replicate']}, {escape(row['runtime'])}, "
-            f"batch {row['batch']}: {escape('; '.join(row['reasons']))}</li>"
-            for row in unstable
-        )
+    reasons = words.unstable_reasons(report)
+    if reasons:
+        num_unstable = sum(not row["stable"] for row in report.rows)
+        items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons[:_MAX_REASONS])
+        if len(reasons) > _MAX_REASONS:
+            items += f"<li>and {len(reasons) - _MAX_REASONS} more, beside every measurement below</li>"
         parts.append(
-            f'<div class="warning" role="note"><b>{len(unstable)} of {len(report.rows)} timings are '
-            f"unstable: read their speedups with care.</b><ul>{''.join(items)}</ul></div>"
+            f'<div class="warning" role="note"><b>{num_unstable} of {len(report.rows)} timings are unstable: '
+            f"read their speedups with care.</b><ul>{items}</ul></div>"
         )
     return "\n".join(parts)
 
@@ -196,9 +196,8 @@ def machine(report: Report) -> str:
 def _subject_row(
     place: int, line: SubjectLine, by_batch: Mapping[int, Sequence[SubjectLine]], report: Report
 ) -> str:
-    spread = f"{100 * line.accuracy.low:.1f}-{100 * line.accuracy.high:.1f}, n = {line.num_replicates}"
     cells: list[tuple[str, str, tuple[str, ...]]] = [
-        ("Accuracy", words.percent(line.accuracy.mean), (spread,)),
+        ("Accuracy", words.percent(line.accuracy.mean), (words.accuracy_range(line),)),
         ("Weights kept", words.percent(line.param_density), (f"{line.params:,.0f}",)),
         ("MACs kept", words.percent(line.mac_density), (f"{line.macs / 1e6:,.2f} M",)),
     ]

@@ -30,19 +30,17 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> 
 
 def subject_table(lines: Sequence[SubjectLine]) -> str:
     """Return the subjects under one setting, dense first, in markdown."""
-    heads = ("subject", "n", "accuracy (lowest-highest)", "weights kept", "MACs kept", "latency, ms")
+    heads = ("subject", "accuracy (lowest-highest)", "weights kept", "MACs kept", "latency, ms")
     rows = [
         (
             line.subject,
-            line.num_replicates,
-            words.percent(line.accuracy.mean)
-            + f" ({100 * line.accuracy.low:.1f}-{100 * line.accuracy.high:.1f})",
+            f"{words.percent(line.accuracy.mean)} ({words.accuracy_range(line)})",
             words.percent(line.param_density),
             words.percent(line.mac_density),
             words.milliseconds(line.latency_s.mean),
             words.times(line.speedup),
             "-" if line.rounds_won_fraction is None else f"{100 * line.rounds_won_fraction:.0f} %",
-            "yes" if line.stable else "; ".join(line.reasons),
+            "yes" if line.stable else "NO",
         )
         for line in lines
     ]

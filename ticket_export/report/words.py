@@ -60,6 +60,13 @@ def milliseconds(seconds: float) -> str:
     return f"{value:.{num_digits}f}"
 
 
+def accuracy_range(line: SubjectLine) -> str:
+    """Write how many replicates an accuracy is the mean of, and the lowest and highest of several."""
+    if line.num_replicates == 1:
+        return "n = 1"
+    return f"{100 * line.accuracy.low:.1f}-{100 * line.accuracy.high:.1f}, n = {line.num_replicates}"
+
+
 def times(speedup: Spread | None) -> str:
     """Write a speedup and its interval: `1.62x (1.55-1.71)`, or `1.01x (0.98-1.04), no difference shown`."""
     if speedup is None:
@@ -189,15 +196,28 @@ def summary(report: Report) -> str:
 
 
 def unstable_sentence(report: Report) -> str:
-    """Say how many rows are unstable and the first reason; empty when all are stable."""
-    unstable = [row for row in report.rows if not row["stable"]]
-    if not unstable:
+    """Say how many timings are unstable and why the first is; empty when all are stable."""
+    reasons = unstable_reasons(report)
+    if not reasons:
         return ""
-    reasons = "; ".join(unstable[0]["reasons"])
-    return (
-        f"{len(unstable)} of {len(report.rows)} rows are unstable, the first is {unstable[0]['subject']} "
-        f"at batch {unstable[0]['batch']}: {reasons}."
-    )
+    num_unstable = sum(not row["stable"] for row in report.rows)
+    rest = "" if len(reasons) == 1 else f" (and {len(reasons) - 1} more in the report)"
+    return f"{num_unstable} of {len(report.rows)} timings are unstable: {reasons[0]}{rest}."
+
+
+def unstable_reasons(report: Report) -> list[str]:
+    """Return each reason once, with the runtime, batch and subjects it holds for."""
+    subjects_by_place: dict[tuple[str, int, str], dict[str, None]] = {}
+    for row in report.rows:
+        for reason in row["reasons"]:
+            place = (row["runtime"], row["batch"], reason)
+            subjects_by_place.setdefault(place, {})[row["subject"]] = None
+    return [
+        f"{runtime}, batch {batch}, "
+        + ("all subjects" if len(subjects) == len(report.subjects) else ", ".join(subjects))
+        + f": {reason}"
+        for (runtime, batch, reason), subjects in subjects_by_place.items()
+    ]
 
 
 def _first_runtime_lines(report: Report) -> list[SubjectLine]:
