@@ -1,7 +1,7 @@
 """Union-find over channel labels, on tensors.
 
-Every element of every intermediate value carries a label. Two labels in one class stand for channels that must be
-kept or dropped together.
+Every element of every intermediate value carries a label. Two labels in one class stand for channels that
+must be kept or dropped together.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ticket_export.channels.compact import aligned_cores, compact, core
+from ticket_export.channels.compact import aligned_cores, broadcast, compact, core
 
 FREE = 0  # belongs to no channel and constrains none: scalars, broadcast constants
 FIXED = 1  # cannot be cut: model inputs, results of unknown operations, constants made in the forward
@@ -38,7 +38,7 @@ class ChannelClasses:
     def unite(self, a: Tensor, b: Tensor) -> None:
         """Put each pair of labels into one class; pairs with a FREE member are passed over."""
         (a, b), _ = aligned_cores([a, b])
-        a, b = torch.broadcast_tensors(a, b)
+        a, b = broadcast(a, b)
         pairs = torch.stack([a.reshape(-1), b.reshape(-1)])
         pairs = pairs[:, (pairs != FREE).all(dim=0)]
         while pairs.numel():

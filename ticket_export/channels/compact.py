@@ -34,8 +34,14 @@ def compact(t: Tensor) -> Tensor:
 
 def aligned_cores(tensors: Sequence[Tensor]) -> tuple[list[Tensor], torch.Size]:
     """Return the cores of `tensors`, left-padded to one rank, and the shape they broadcast to."""
-    shape = torch.broadcast_shapes(*(t.shape for t in tensors))
+    shape = torch.Size(torch.broadcast_shapes(*(t.shape for t in tensors)))  # type: ignore[no-untyped-call]
     return [core(t)[(None,) * (len(shape) - t.dim())] for t in tensors], shape
+
+
+def broadcast(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both tensors expanded to their common shape."""
+    shape = torch.Size(torch.broadcast_shapes(a.shape, b.shape))  # type: ignore[no-untyped-call]
+    return a.expand(shape), b.expand(shape)
 
 
 def varying_axes(t: Tensor) -> list[int]:

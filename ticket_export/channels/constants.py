@@ -1,11 +1,12 @@
 """The constants pass: run the graph on known values, with a taint beside each.
 
-A value is tainted when it may depend on the input. An output is tainted if any input is, except through an exactly
-zero weight or factor. What is not tainted at the end is a constant, and its value is known in float64: the channel of
-a zeroed filter that a BatchNorm follows emits act(beta - gamma * mean / std), not zero.
+A value is tainted when it may depend on the input. An output is tainted if any input is, except through an
+exactly zero weight or factor. What is not tainted at the end is a constant, and its value is known in
+float64: the channel of a zeroed filter that a BatchNorm follows emits act(beta - gamma * mean / std), not
+zero.
 
-NaN fed as the input would be shorter and is unsound: comparisons, casts, argmax, sign and where turn it into a finite
-value. The taint follows every operand instead.
+NaN fed as the input would be shorter and is unsound: comparisons, casts, argmax, sign and where turn it
+into a finite value. The taint follows every operand instead.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from ticket_export.channels import ops
-from ticket_export.channels.compact import aligned_cores, compact, core, varying_axes
-from ticket_export.channels.labels import LabelledGraph
-from ticket_export.channels.trace import Trace, concrete_shape
+from ticket_export.channels.compact import aligned_cores, broadcast, compact, core, varying_axes
+from ticket_export.channels.labelled import LabelledGraph
+from ticket_export.channels.trace import Trace, concrete_shape, example_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Known:
     @classmethod
     def of(cls, value: Tensor, taint: Tensor) -> Known:
         """Return the pair with tainted and non-finite values cleared."""
-        value, taint = torch.broadcast_tensors(value, taint)
+        value, taint = broadcast(value, taint)
         (stored, stored_taint), shape = aligned_cores([value, taint])
         stored = stored.to(torch.float64)
         stored_taint = stored_taint | ~torch.isfinite(stored)
@@ -167,14 +168,10 @@ class _Evaluator:
         value = node.meta["val"]
         if isinstance(value, Tensor):
             return _all_tainted(concrete_shape(node))
-        return tuple(
-            _all_tainted(torch.Size(s if isinstance(s, int) else int(s.node.hint) for s in part.shape))
-            for part in value
-            if isinstance(part, Tensor)
-        )
+        return tuple(_all_tainted(example_shape(part)) for part in value if isinstance(part, Tensor))
 
     def _channel_line(self, known: Known, axis: int) -> tuple[Tensor, Tensor]:
-        """Return value and taint per position on `axis`; a channel that changes over other axes is tainted."""
+        """Return value and taint per position on `axis`; a channel that changes elsewhere is tainted."""
         lines = _lines(known.value, axis)
         taint = _lines(known.taint, axis).any(dim=1) | (lines != lines[:, :1]).any(dim=1)
         return torch.where(taint, 0.0, lines[:, 0]), taint
@@ -185,7 +182,8 @@ class _Evaluator:
         taps_OI = _taps(
             self.trace.tensor(contraction.weight).detach(), contraction.row_axis, contraction.column_axis
         )
-        # zeros around the border meet the kernel where the constant does not: such a row changes over positions
+        # zeros around the border meet the kernel where the constant does not: such a row changes over
+        # positions
         blocked_I = taint_I if not contraction.is_padded else taint_I | (value_I != 0)
         blocked = taps_OI if blocked_I.all() else taps_OI[:, blocked_I]
         taint_O = (blocked != 0).flatten(1).any(dim=1)
@@ -200,7 +198,7 @@ class _Evaluator:
 
     def _grouped_convolution(self, node: Node) -> Known | tuple[Known, ...]:
         weight_node, bias_node = node.args[1], node.args[2] if len(node.args) > 2 else None
-        groups = node.args[6] if len(node.args) > 6 else 1
+        groups = ops.argument(node, "groups")
         if not isinstance(weight_node, Node) or weight_node.op != "get_attr" or not isinstance(groups, int):
             return self._all_tainted_like(node)
         value_I, taint_I = self._channel_line(self.first(node), 1)
@@ -208,7 +206,9 @@ class _Evaluator:
         taps = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
         taint_GI, value_GI = taint_I.reshape(groups, -1), value_I.reshape(groups, -1)
         # counted padding is not looked at here: a non-zero constant under it would change over positions
-        blocked = (taint_GI | (value_GI != 0)).to(torch.float64) if _is_padded(node) else taint_GI.double()
+        blocked = (
+            (taint_GI | (value_GI != 0)).to(torch.float64) if ops.adds_zeros(node) else taint_GI.double()
+        )
         taint_O = torch.einsum("goi,gi->go", (taps != 0).any(dim=3).double(), blocked).reshape(-1) > 0
         value_O = torch.einsum("goi,gi->go", taps.sum(dim=3), value_GI).reshape(-1)
         if isinstance(bias_node, Node):
@@ -268,7 +268,7 @@ class _Evaluator:
             taint = taint | (value != 0)
         output = node.meta["val"]
         if isinstance(output, tuple | list):
-            shape = torch.Size(s if isinstance(s, int) else int(s.node.hint) for s in output[0].shape)
+            shape = example_shape(output[0])
             indices = _all_tainted(shape)
             return (Known.of(value.expand(shape), taint.expand(shape)), indices)
         shape = concrete_shape(node)
@@ -349,17 +349,7 @@ def _spread(value: Tensor, taint: Tensor, axis: int, shape: torch.Size) -> Known
     return Known.of(value.reshape(view).expand(shape), taint.reshape(view).expand(shape))
 
 
-def _is_padded(node: Node) -> bool:
-    padding = node.args[4] if len(node.args) > 4 else 0
-    if isinstance(padding, str):
-        return padding == "same"
-    return any(amount != 0 for amount in (padding if isinstance(padding, list | tuple) else [padding]))
-
-
 def _averages_in_bounds(node: Node) -> bool:
     """Return whether every output of an average pool is the mean of input elements alone."""
-    padding = node.args[3] if len(node.args) > 3 else 0
-    amounts = padding if isinstance(padding, list | tuple) else [padding]
-    counts_padding = bool(node.args[5]) if len(node.args) > 5 else True
-    has_own_divisor = len(node.args) > 6 and node.args[6] is not None
-    return not has_own_divisor and not (counts_padding and any(amount != 0 for amount in amounts))
+    has_own_divisor = ops.argument(node, "divisor_override") is not None
+    return not has_own_divisor and not (ops.argument(node, "count_include_pad") and ops.adds_zeros(node))

@@ -1,7 +1,7 @@
 """Parameters and multiply-adds, with a list of what was not counted.
 
-One multiply-add is 1 MAC. Only convolutions, linear layers and matrix products are counted; every other operation
-that ran is named in `not_counted`, so that no cost is silently zero.
+One multiply-add is 1 MAC. Only convolutions, linear layers and matrix products are counted; every other
+operation that ran is named in `not_counted`, so that no cost is silently zero.
 """
 
 from __future__ import annotations
@@ -14,13 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ticket_export.channels.graph import ChannelGroup
-from ticket_export.channels.labels import LabelledGraph
-from ticket_export.channels.mask import Mask, check_mask
-from ticket_export.channels.trace import concrete_shape, example_tuple
+from ticket_export.channels.trace import example_tuple
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +54,9 @@ def count_costs(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> 
     return Costs(params=params, macs=counter.macs, not_counted=dict(counter.not_counted))
 
 
-class _MacCounter(TorchDispatchMode):
+class _MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.macs = 0
         self.not_counted: Counter[str] = Counter()
 
@@ -83,65 +79,3 @@ class _MacCounter(TorchDispatchMode):
         elif not func.is_view:
             self.not_counted[name] += 1
         return result
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MaskCosts:
-    """Costs of any mask of one traced network, without building the small network.
-
-    Attributes:
-        groups: the channel groups of the network.
-        shapes: parameter name -> shape.
-        macs_by_weight: weight name -> MACs of one image through the dense layer, all its uses together.
-    """
-
-    groups: Sequence[ChannelGroup]
-    shapes: Mapping[str, tuple[int, ...]]
-    macs_by_weight: Mapping[str, int]
-
-    def params(self, mask: Mask) -> int:
-        """Return the parameter count of the network that `mask` leaves."""
-        return sum(math.prod(shape) for shape in self._kept_shapes(mask).values())
-
-    def macs(self, mask: Mask) -> int:
-        """Return the MACs of one image through the network that `mask` leaves."""
-        kept = self._kept_shapes(mask)
-        return sum(
-            macs * math.prod(kept[name]) // math.prod(self.shapes[name])
-            for name, macs in self.macs_by_weight.items()
-        )
-
-    def _kept_shapes(self, mask: Mask) -> dict[str, list[int]]:
-        check_mask(self.groups, mask)
-        kept = {name: list(shape) for name, shape in self.shapes.items()}
-        for group in self.groups:
-            keep_C = mask.keep_by_group.get(group.name)
-            if keep_C is None:
-                continue
-            for member in group.members:
-                if member.tensor in kept:
-                    kept[member.tensor][member.axis] -= int((~keep_C).sum()) * member.indices.shape[1]
-        return kept
-
-
-def mask_costs(graph: LabelledGraph, groups: Sequence[ChannelGroup]) -> MaskCosts:
-    """Return the cost table of a labelled graph: exact for convolutions and linear layers."""
-    module = graph.trace.module
-    macs: dict[str, int] = {}
-    for node in module.graph.nodes:
-        weight = node.args[1] if node.op == "call_function" and len(node.args) > 1 else None
-        name = str(getattr(node.target, "__name__", ""))
-        if isinstance(weight, Node) and weight.op == "get_attr" and name.startswith(("conv", "linear")):
-            shape, batch = concrete_shape(node), graph.trace.inputs[0].shape[0]
-            tensor = graph.trace.tensor(str(weight.target))
-            if name.startswith("linear"):
-                positions = math.prod(shape[:-1])
-            elif name.startswith("conv_transpose"):
-                source = node.args[0]
-                assert isinstance(source, Node)
-                positions = math.prod((shape[0], *concrete_shape(source)[2:]))
-            else:
-                positions = math.prod((shape[0], *shape[2:]))
-            macs[str(weight.target)] = macs.get(str(weight.target), 0) + positions * tensor.numel() // batch
-    shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-    return MaskCosts(groups=groups, shapes=shapes, macs_by_weight=macs)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ticket_export.channels.classes import FIXED
 from ticket_export.channels.compact import core, varying_axes
-from ticket_export.channels.labels import LabelledGraph, label
+from ticket_export.channels.labelled import LabelledGraph
+from ticket_export.channels.labels import label
 from ticket_export.channels.trace import trace
 from ticket_export.seeds import stream
 

@@ -1,67 +1,24 @@
 """The label pass: run the graph on channel labels instead of numbers.
 
 Data movement is the operation applied to the labels; element-wise operations unite the labels they join;
-contractions (convolution, linear) consume the labels of their input through weight columns and create the labels of
-their output through weight rows. Whatever mixes channels, or is unknown, pins them. Shared weights, free
-parameters, concatenation and flattening then need no special case by module name.
+contractions (convolution, linear) consume the labels of their input through weight columns and create the
+labels of their output through weight rows. Whatever mixes channels, or is unknown, pins them. Shared
+weights, free parameters, concatenation and flattening then need no special case by module name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from ticket_export.channels import ops
-from ticket_export.channels.classes import FIXED, FREE, ChannelClasses
-from ticket_export.channels.compact import aligned_cores, compact, core, varying_axes
-from ticket_export.channels.trace import Trace, concrete_shape
-
-Labels = Tensor | tuple[Tensor, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contraction:
-    """One use of a weight that mixes input channels into output channels.
-
-    Attributes:
-        node: the graph node.
-        source: the node whose channels are consumed.
-        weight: name of the weight; `bias`: name of the bias or None.
-        row_axis, column_axis: axes of the weight that hold output and input channels.
-        rows [O], columns [I]: labels.
-        source_axis: the axis of the source that holds its channels.
-        is_padded: whether zeros are added around the input before the kernel sees it.
-    """
-
-    node: Node
-    source: Node
-    weight: str
-    bias: str | None
-    row_axis: int
-    column_axis: int
-    rows: Tensor
-    columns: Tensor
-    source_axis: int
-    is_padded: bool
-
-
-@dataclass(slots=True, kw_only=True)
-class LabelledGraph:
-    """What the label pass found: the labels of every value, the contractions, and the labelled parameters."""
-
-    trace: Trace
-    classes: ChannelClasses = field(default_factory=ChannelClasses)
-    values: dict[Node, Labels] = field(default_factory=dict)
-    contractions: list[Contraction] = field(default_factory=list)
-    weight_rows: dict[str, tuple[int, Tensor]] = field(default_factory=dict)  # name -> (axis, labels)
-    weight_columns: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
-    depthwise: set[str] = field(default_factory=set)  # weights whose rows stay within their channel
-    leaves: dict[str, Tensor] = field(default_factory=dict)  # parameters used element by element
-    unknown_ops: set[str] = field(default_factory=set)
+from ticket_export.channels.classes import FIXED, FREE
+from ticket_export.channels.compact import aligned_cores, broadcast, compact, core, varying_axes
+from ticket_export.channels.labelled import Contraction, LabelledGraph, Labels
+from ticket_export.channels.trace import Trace, concrete_shape, example_shape
 
 
 def label(trace: Trace) -> LabelledGraph:
@@ -158,7 +115,11 @@ class _Labeller:
             return self._getitem(node)
         if name in ops.CONVOLUTIONS and self._has_plain_weight(node):
             return self._convolution(node)
-        if name in ops.TRANSPOSED_CONVOLUTIONS and self._has_plain_weight(node) and self._groups(node) == 1:
+        if (
+            name in ops.TRANSPOSED_CONVOLUTIONS
+            and self._has_plain_weight(node)
+            and ops.argument(node, "groups") == 1
+        ):
             return self._contraction(node, row_axis=1, column_axis=0, source_axis=1, is_padded=True)
         if name == "linear" and self._has_plain_weight(node):
             return self._contraction(node, row_axis=0, column_axis=1, source_axis=-1, is_padded=False)
@@ -198,17 +159,12 @@ class _Labeller:
         weight = node.args[1]
         return isinstance(weight, Node) and weight.op == "get_attr"
 
-    @staticmethod
-    def _groups(node: Node) -> int:
-        position = 7 if "transpose" in ops.op_name(node) else 6  # place of `groups` in the ATen schema
-        groups = node.args[position] if len(node.args) > position else node.kwargs.get("groups", 1)
-        assert isinstance(groups, int)
-        return groups
-
     def _convolution(self, node: Node) -> Tensor:
-        groups = self._groups(node)
+        groups = ops.argument(node, "groups")
         if groups == 1:
-            return self._contraction(node, row_axis=0, column_axis=1, source_axis=1, is_padded=_pads(node))
+            return self._contraction(
+                node, row_axis=0, column_axis=1, source_axis=1, is_padded=ops.adds_zeros(node)
+            )
         weight = str(node.args[1].target)  # type: ignore[union-attr]
         source = self.collapse(self._first(node), axis=1)
         rows = self._rows(weight, axis=0)
@@ -237,8 +193,8 @@ class _Labeller:
         bias = self._bias(node, rows)
         self.graph.contractions.append(
             Contraction(
-                node=node, source=source, weight=weight, bias=bias, row_axis=row_axis, column_axis=column_axis,
-                rows=rows, columns=columns, source_axis=source_axis, is_padded=is_padded,
+                node=node, source=source, weight=weight, bias=bias, row_axis=row_axis, rows=rows,
+                column_axis=column_axis, columns=columns, source_axis=source_axis, is_padded=is_padded,
             )
         )  # fmt: skip
         return self._spread(rows, axis=source_axis, shape=concrete_shape(node))
@@ -330,18 +286,8 @@ class _Labeller:
             labels = self._uniform_along(labels, axis)
         value = node.meta["val"]
         if isinstance(value, tuple | list):
-            shapes = [
-                torch.Size(int(s) if isinstance(s, int) else int(s.node.hint) for s in v.shape) for v in value
-            ]
-            return tuple(self._resized(labels, shape) for shape in shapes)
-        return self._resized(labels, concrete_shape(node))
-
-    @staticmethod
-    def _resized(labels: Tensor, shape: torch.Size) -> Tensor:
-        stored = core(labels)
-        return stored[
-            tuple(slice(0, 1 if stored.shape[a] == 1 else None) for a in range(stored.dim()))
-        ].expand(shape)
+            return tuple(core(labels).expand(example_shape(part)) for part in value)
+        return core(labels).expand(concrete_shape(node))
 
     def _uniform_along(self, labels: Tensor, axis: int) -> Tensor:
         if axis not in varying_axes(labels):
@@ -351,10 +297,9 @@ class _Labeller:
 
     def _reduction(self, node: Node) -> Tensor:
         labels = self._first(node)
-        axes = node.args[1] if len(node.args) > 1 and node.args[1] is not None else list(range(labels.dim()))
-        axes = [axes] if isinstance(axes, int) else list(axes)  # type: ignore[arg-type]
-        axes = [int(axis) % labels.dim() for axis in axes] or list(range(labels.dim()))  # type: ignore[call-overload]
-        keeps_axes = bool(node.args[2]) if len(node.args) > 2 else bool(node.kwargs.get("keepdim", False))
+        named = ops.numbers(ops.argument(node, "dim")) or list(range(labels.dim()))
+        axes = [axis % labels.dim() for axis in named]
+        keeps_axes = bool(ops.argument(node, "keepdim"))
         for axis in axes:
             if axis in varying_axes(labels):
                 self.classes.pin(labels, f"{ops.op_name(node)} over channels")
@@ -366,10 +311,10 @@ class _Labeller:
     def _mixer(self, node: Node) -> Labels:
         labels = self._first(node)
         name = ops.op_name(node)
-        if name in {"softmax", "_softmax", "log_softmax", "_log_softmax"}:
-            mixed = [int(node.args[1]) % labels.dim()]  # type: ignore[arg-type]
+        if "softmax" in name:
+            mixed = [axis % labels.dim() for axis in ops.numbers(ops.argument(node, "dim"))]
         elif name == "layer_norm":
-            mixed = list(range(labels.dim() - len(node.args[1]), labels.dim()))  # type: ignore[arg-type]
+            mixed = list(range(labels.dim() - len(ops.argument(node, "normalized_shape")), labels.dim()))
         else:
             mixed = list(range(1, labels.dim()))
         if set(mixed) & set(varying_axes(labels)):
@@ -395,8 +340,8 @@ class _Labeller:
                 self.classes.pin(labels, f"{ops.op_name(node)} broadcasts it over channels")
                 continue
             self.classes.unite(joined, labels)
-            joined, labels = torch.broadcast_tensors(joined, labels)
-            joined = torch.where(joined == FREE, labels, joined)
+            ours, theirs = broadcast(joined, labels)
+            joined = torch.where(ours == FREE, theirs, ours)
         return joined.expand(shape)
 
     @staticmethod
@@ -421,9 +366,7 @@ class _Labeller:
         value = node.meta["val"]
         if isinstance(value, tuple | list):
             return tuple(
-                torch.full((), FIXED).expand(
-                    [s if isinstance(s, int) else int(s.node.hint) for s in part.shape]
-                )
+                torch.full((), FIXED).expand(example_shape(part))
                 for part in value
                 if isinstance(part, Tensor)
             )
@@ -439,7 +382,7 @@ class _Labeller:
             self.classes.pin(self.graph.leaves[name], reason)
 
     def pin_tensors_used_in_two_ways(self) -> None:
-        """Pin weights that one place reads by rows and columns and another element by element or transposed."""
+        """Pin weights that one place reads by rows and columns, another by elements or transposed."""
         for name in self.graph.weight_rows:
             row_axis = self.graph.weight_rows[name][0]
             column_axis = self.graph.weight_columns.get(name, (None, None))[0]
@@ -453,11 +396,3 @@ class _Labeller:
             self.graph.leaves[name] = roots
             if len(varying_axes(roots)) > 1:
                 self.classes.pin(roots, f"the channels of {name} lie along more than one axis")
-
-
-def _pads(node: Node) -> bool:
-    padding = node.args[4] if len(node.args) > 4 else node.kwargs.get("padding", 0)
-    if isinstance(padding, str):
-        return padding == "same"
-    amounts = padding if isinstance(padding, list | tuple) else [padding]
-    return any(amount != 0 for amount in amounts)

@@ -32,7 +32,8 @@ class Mask:
         for name, keep_C in self.keep_by_group.items():
             if keep_C.dtype != torch.bool or keep_C.dim() != 1:
                 raise ShrinkError(
-                    f"mask of group {name!r} is {keep_C.dtype} with shape {tuple(keep_C.shape)}: it must be a bool vector"
+                    f"mask of group {name!r} is {keep_C.dtype} with shape {tuple(keep_C.shape)}: "
+                    "it must be a bool vector"
                 )
             if not keep_C.any():
                 raise ShrinkError(
@@ -142,7 +143,8 @@ def check_mask(groups: Sequence[ChannelGroup], mask: Mask) -> None:
 def zero_dropped(model: nn.Module, groups: Sequence[ChannelGroup], mask: Mask) -> None:
     """Set every slice of every dropped channel to zero, in place: rows, biases, norm parameters and columns.
 
-    Running variances stay as they are: zero would be a division by almost nothing where only the mean matters.
+    Running variances stay as they are: zero would be a division by almost nothing where only the mean
+    matters.
 
     Raises:
         ShrinkError: the mask does not fit the groups.

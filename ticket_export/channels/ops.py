@@ -5,6 +5,8 @@ Only the kinds matter to the two passes (`labels`, `constants`); an operation th
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.fx import Node
 
@@ -12,12 +14,14 @@ CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 TRANSPOSED_CONVOLUTIONS = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
 BATCH_NORMS = frozenset({"_native_batch_norm_legit_no_training", "batch_norm"})
 
-# the result holds elements of the first argument (or of its list), moved: the op is applied to the labels themselves
+# the result holds elements of the first argument (or of its list), moved: the op is applied to the labels
+# themselves
 MOVEMENTS = frozenset(
     {
         "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "expand", "slice", "select", "split",
-        "split_with_sizes", "chunk", "unbind", "cat", "stack", "unsqueeze", "squeeze", "flip", "roll", "flatten",
-        "unflatten", "index_select", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "repeat", "narrow",
+        "split_with_sizes", "chunk", "unbind", "cat", "stack", "unsqueeze", "squeeze", "flip", "roll",
+        "flatten", "unflatten", "index_select", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
+        "repeat", "narrow",
     }
 )  # fmt: skip
 
@@ -54,3 +58,26 @@ def op_name(node: Node) -> str:
 def is_pointwise(node: Node) -> bool:
     """Return whether every output element depends on the input elements in its own place alone."""
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+
+
+def argument(node: Node, name: str) -> Any:  # Any: whatever the schema holds there
+    """Return the argument `name` of an ATen call: as given, else its default, else None."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    for position, formal in enumerate(node.target._schema.arguments):
+        if formal.name == name:
+            if position < len(node.args):
+                return node.args[position]
+            return node.kwargs.get(name, formal.default_value if formal.has_default_value() else None)
+    return None
+
+
+def numbers(value: object) -> list[int]:
+    """Return one number or a list of them as a list."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return [number for number in values if isinstance(number, int)]
+
+
+def adds_zeros(node: Node) -> bool:
+    """Return whether a convolution or pool adds zeros (or "same" padding) around its input."""
+    padding = argument(node, "padding")
+    return padding == "same" if isinstance(padding, str) else any(numbers(padding))

@@ -58,7 +58,8 @@ def example_tuple(example_inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ..
             raise ShrinkError(f"example_inputs[{position}] is a {type(value).__name__}, no tensor")
         if value.dim() == 0 or value.shape[0] == 0:
             raise ShrinkError(
-                f"example_inputs[{position}] has shape {tuple(value.shape)}: it needs a batch axis of at least 1"
+                f"example_inputs[{position}] has shape {tuple(value.shape)}: "
+                "it needs a batch axis of at least 1"
             )
     return inputs
 
@@ -112,7 +113,9 @@ def _exported(
     with torch.no_grad(), warnings.catch_warnings():
         # torch warns about its own deprecated internals during export; the user can do nothing about it
         warnings.simplefilter("ignore")
-        return export(model, inputs, dynamic_shapes=dynamic_shapes).run_decompositions({})  # type: ignore[arg-type]
+        program = export(model, inputs, dynamic_shapes=dynamic_shapes)  # type: ignore[arg-type]
+        functional: torch.export.ExportedProgram = program.run_decompositions({})
+        return functional
 
 
 def _untraceable(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception) -> ShrinkError:
@@ -126,5 +129,9 @@ def _untraceable(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception)
 
 def concrete_shape(node: Node) -> torch.Size:
     """Return the shape of a node's tensor at the traced example."""
-    value = node.meta["val"]
+    return example_shape(node.meta["val"])
+
+
+def example_shape(value: Tensor) -> torch.Size:
+    """Return the shape of a traced tensor with every open size at its example value."""
     return torch.Size([size if isinstance(size, int) else int(size.node.hint) for size in value.shape])

@@ -37,8 +37,8 @@ def check_equal(
 ) -> float:
     """Return the largest relative error of `small` against `dense` over all trial inputs.
 
-    Trials: the example inputs, and seeded normal inputs at batch 1 and 3 and at a second resolution, where the
-    dense network accepts them.
+    Trials: the example inputs, and seeded normal inputs at batch 1 and 3 and at a second resolution, where
+    the dense network accepts them.
 
     Raises:
         ShrinkError: the dense network itself gives a value that is not finite.

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ticket_export.channels.constants import find_constants
 from ticket_export.channels.costs import count_costs
 from ticket_export.channels.graph import ChannelGroup, groups_from_labels
-from ticket_export.channels.labels import LabelledGraph, label
+from ticket_export.channels.labelled import LabelledGraph
+from ticket_export.channels.labels import label
 from ticket_export.channels.mask import Mask, zero_dropped
 from ticket_export.channels.trace import example_tuple, trace
 from ticket_export.errors import ShrinkError
@@ -87,14 +88,17 @@ def shrink(
 ) -> Shrunk:
     """Return a smaller network that computes the same function as `model` with its zeros.
 
-    Channels go when nothing with a non-zero weight reads them, or when they are constant wherever they are read; the
-    constants are folded exactly, at zero-padded borders too. Both networks are then run side by side.
+    Channels go when nothing with a non-zero weight reads them, or when they are constant wherever they are
+    read; the constants are folded exactly, at zero-padded borders too. Both networks are then run side by
+    side.
 
     Args:
         model: any module that `torch.export` accepts, in float32 or float64; it is never changed.
         example_inputs: a tensor or a tuple of tensors as for `torch.export`, axis 0 is the batch.
-        mask: channels to drop as well (their slices count as zero); None takes the zeros in the weights alone.
-        round_to: kept widths are rounded up to a multiple of this with removable channels; the function is the same.
+        mask: channels to drop as well (their slices count as zero); None takes the zeros in the weights
+            alone.
+        round_to: kept widths are rounded up to a multiple of this with removable channels; the function is
+            the same.
         residual: "union": a channel of a residual stream goes when every writer is dead or constant on it.
         tolerance: allowed max|a-b| / max|b|; at most 1e-9 for a model in float64.
 
@@ -171,7 +175,8 @@ def _proven_equal(
         return check_equal(small, dense, inputs, tolerance=tolerance, dynamic_batch=dynamic_batch)
     except RuntimeError as error:  # torch's word for shapes that do not fit
         raise ShrinkError(
-            f"the forward of {type(small).__name__} holds a channel count that its tensors no longer have: {error}",
+            f"the forward of {type(small).__name__} holds a channel count that its tensors no longer have: "
+            f"{error}",
             hint="let the forward read the sizes off its tensors or layers",
         ) from error
 

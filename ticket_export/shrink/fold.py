@@ -1,9 +1,10 @@
 """Folding the constants of removed channels into what stays; all arithmetic in float64.
 
-A constant that an unpadded layer reads becomes a shift of its output: into the running mean of the norm that follows,
-else into the bias. Zero padding meets the kernel where the constant does not, so at a padded convolution the constants
-of one tensor collapse into one carrier channel: with c_i the constants, v the carrier's and W_i the kernel columns,
-the carrier's column becomes W_v + sum_i (c_i / v) W_i. That is exact at the borders and at every resolution.
+A constant that an unpadded layer reads becomes a shift of its output: into the running mean of the norm that
+follows, else into the bias. Zero padding meets the kernel where the constant does not, so at a padded
+convolution the constants of one tensor collapse into one carrier channel: with c_i the constants, v the
+carrier's and W_i the kernel columns, the carrier's column becomes W_v + sum_i (c_i / v) W_i. That is exact at
+the borders and at every resolution.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ticket_export.channels import ops
-from ticket_export.channels.labels import Contraction, LabelledGraph
+from ticket_export.channels.labelled import Contraction, LabelledGraph
 from ticket_export.shrink.removable import Decision, Sink
 
 
@@ -92,8 +93,8 @@ class _Folder:
         return self._tensor(sink.weight).movedim((first.row_axis, first.column_axis), (0, 1))
 
     def _clear_rows_nobody_needs(self, sink: Sink) -> None:
-        # a carrier or a width filler whose row depends on the input is cancelled further down (or read by nobody);
-        # zero, it reads nothing either, so what it read can go
+        # a carrier or a width filler whose row depends on the input is cancelled further down (or read by
+        # nobody); zero, it reads nothing either, so what it read can go
         idle = self.decision.kept[sink.rows] & ~self.decision.needed[sink.rows] & sink.row_is_tainted
         if (idle[:, None] & sink.is_nonzero).any():
             self._matrix(sink)[idle] = 0.0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ticket_export.channels.classes import FIXED
 from ticket_export.channels.graph import ChannelGroup, labelled_axes
-from ticket_export.channels.labels import LabelledGraph
+from ticket_export.channels.labelled import LabelledGraph
 from ticket_export.channels.mask import Mask, check_mask
 from ticket_export.shrink.fold import Fold
 

@@ -1,8 +1,8 @@
 """Which channel classes may go: liveness from the pins backwards, carriers, rounding, and the hull.
 
-A class is needed when it is pinned, or when a needed row reads one of its columns with a non-zero weight and the column
-is not a constant that can be folded. Starting from the pins gives the least fixed point: everything that is provably
-removable goes in one pass, and nothing depends on the order of removal.
+A class is needed when it is pinned, or when a needed row reads one of its columns with a non-zero weight
+and the column is not a constant that can be folded. Starting from the pins gives the least fixed point:
+everything that is provably removable goes in one pass, and nothing depends on the order of removal.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ticket_export.channels.classes import FIXED
 from ticket_export.channels.compact import core, varying_axes
 from ticket_export.channels.constants import ConstantGraph, KnownColumns
 from ticket_export.channels.graph import ChannelGroup
-from ticket_export.channels.labels import Contraction, LabelledGraph
+from ticket_export.channels.labelled import Contraction, LabelledGraph
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
