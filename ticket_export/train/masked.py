@@ -24,7 +24,7 @@ def hold_zero_from_mask(model: nn.Module, groups: Sequence[ChannelGroup], mask: 
     Raises:
         ShrinkError: the mask does not fit the groups.
     """
-    shapes = {name: value.shape for name, value in model.state_dict().items()}
-    parameters = dict(model.named_parameters())
-    held = held_elements(groups, mask, shapes)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    held = held_elements(groups, mask, {name: held.shape for name, held in (parameters | buffers).items()})
     return {name: keep for name, keep in held.items() if name in parameters}

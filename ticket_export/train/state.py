@@ -114,7 +114,7 @@ def start(
 
 
 def _held(model: nn.Module, hold_zero: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     kept, masks = [], []
     for name, keep in hold_zero.items():
         if name not in parameters:
