@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from ticket_export.channels.mask import zero_dropped
 from ticket_export.export.onnx import onnx_from_module
 from ticket_export.pipeline.context import Context
 from ticket_export.pipeline.networks import (
+    BUNDLE_FOLDER,
     dense_network,
     is_small,
     mask_of,
@@ -40,16 +43,23 @@ def shrink_step(context: Context, node: Node, folder: Path, scratch: Path, progr
     network = trained_network(context, trained)
     if is_small(context, trained):
         network = scattered(network, dense_network(context, node.replicate or 0), context.groups, mask)
+    else:
+        zero_dropped(network, context.groups, mask)  # held parameters are zero already, statistics are not
     shrunk = shrink(
         network.eval(),
         context.example_inputs,
-        mask=mask,
         round_to=recipe.find.round_to,
         residual=recipe.shrink.residual,
         tolerance=recipe.shrink.tolerance,
     )
-    save_bundle(shrunk, folder)
-    return {"subject": node.subject, "replicate": node.replicate, **shrunk.report.to_json()}
+    origin = {
+        "builder": recipe.model.builder,
+        "args": recipe.model.args,
+        "input_shapes": [list(context.images.image_shape)],
+        "trained": f"{trained.stage}/{trained.key}",
+    }
+    save_bundle(shrunk, folder / BUNDLE_FOLDER, origin=origin)
+    return {"subject": node.subject, "replicate": node.replicate, **asdict(shrunk.report)}
 
 
 def export_step(context: Context, node: Node, folder: Path, scratch: Path, progress: Emit) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ticket_export.stages import Subject, subject_from_text
 
 WEIGHTS_FILE = "weights.safetensors"  # of a training: at its end
 REWIND_FILE = "rewind.safetensors"  # of the dense training: at the start of the rewind epoch
+BUNDLE_FOLDER = "bundle"  # of a shrink
 MASK_FILE = "mask.json"  # of a finder: channels kept
 ELEMENTS_FILE = "elements.safetensors"  # of a finder: single weights kept
 
@@ -73,8 +74,7 @@ def network_of(context: Context, node: Node) -> nn.Module:
         return trained_network(context, node)
     assert node.replicate is not None  # shrinks have one
     dense = dense_network(context, node.replicate)
-    network: nn.Module = load_bundle(context.store.path(node.stage, node.key), dense)
-    return network
+    return load_bundle(context.file(node, BUNDLE_FOLDER), dense)
 
 
 def is_small(context: Context, node: Node) -> bool:
