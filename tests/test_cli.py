@@ -196,6 +196,7 @@ def test_progress_goes_to_stderr_a_line_per_step(
 ) -> None:
     def run(*_: object, emit: Callable[[dict[str, Any]], None], **__: object) -> None:
         step = {"stage": "train", "subject": "dense", "replicate": 0, "key": "0" * 12}
+        emit(step | {"event": "skip", "subject": "[bold]"})
         emit(step | {"event": "start"})
         emit(
             step
@@ -203,14 +204,13 @@ def test_progress_goes_to_stderr_a_line_per_step(
         )
         emit(step | {"event": "progress", "round": 3, "rounds": 10})
         emit(step | {"event": "done", "seconds": 4.25})
-        emit(step | {"event": "skip", "subject": "[bold]"})
         emit(step | {"event": "damaged", "reason": "weights.safetensors: sha256 differs"})
 
     monkeypatch.setattr("ticket_export.pipeline.run", run)
     code, out, err = tell("run", recipe)
     assert (code, out) == (0, "")
     assert err.splitlines() == [
-        "done: train dense #0, 4.2 s",
+        " 2/11 train dense #0, 4.2 s",
         "damaged, made again: weights.safetensors: sha256 differs",
         "1 steps made, 1 skipped",
     ]

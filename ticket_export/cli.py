@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -24,6 +24,10 @@ from ticket_export.errors import (
     ShrinkError,
     TicketExportError,
 )
+
+if TYPE_CHECKING:
+    from ticket_export.pipeline.nodes import Node
+    from ticket_export.recipe.schema import Recipe
 
 app = typer.Typer(
     name="ticket-export",
@@ -151,7 +155,8 @@ def run(
     if workers is None:
         workers = min(num_usable_cores(), 4) if device == "cpu" else 1
     try:
-        with Progress(Console(stderr=True, highlight=False)) as progress:
+        console = Console(stderr=True, highlight=False)
+        with Progress(console, num_steps=_num_steps(recipe, until)) as progress:
             report = run_recipe(recipe, out, workers=workers, device=device, until=until, emit=progress)
     except KeyboardInterrupt:
         typer.echo("stopped; nothing is lost: the same command goes on from here", err=True)
@@ -160,6 +165,18 @@ def run(
     if report is not None:
         typer.echo(report.summary)
         typer.echo(f"report: {out / 'runs' / recipe.name / 'report.html'}")
+
+
+def _num_steps(recipe: Recipe, until: str | None) -> int:
+    """Count the steps of a run; contents of files and the machine change keys, not how many there are."""
+    from ticket_export.pipeline.nodes import InputHashes, nodes_of
+
+    nodes = nodes_of(recipe, InputHashes(data=None, weights=None, builder=None), "")
+    wanted: set[Node] = set()
+    for node in reversed(nodes):  # parents come before children
+        if until in (None, "report", node.stage) or node in wanted:
+            wanted |= {node, *node.parents.values()}
+    return len(wanted) + (until in (None, "report"))
 
 
 @app.command()

@@ -22,16 +22,16 @@ EVENTS: tuple[dict[str, Any], ...] = (
 
 def test_without_a_terminal_there_is_one_line_per_finished_step() -> None:
     told = StringIO()
-    with Progress(Console(file=told, width=40)) as progress:
+    with Progress(Console(file=told, width=40), num_steps=12) as progress:
         for event in EVENTS:
             progress(STEP | event)
-    assert told.getvalue() == "done: train ticket@1 #2, 4.2 s\n"
+    assert told.getvalue() == " 1/12 train ticket@1 #2, 4.2 s\n"
     assert (progress.num_made, progress.num_skipped) == (1, 2)
 
 
 def test_on_a_terminal_a_step_shows_loss_accuracy_and_time_left() -> None:
     told = StringIO()
-    with Progress(Console(file=told, width=120, force_terminal=True)) as progress:
+    with Progress(Console(file=told, width=120, force_terminal=True), num_steps=12) as progress:
         for event in EVENTS[:2]:
             progress(STEP | event)
     for text in ("train ticket@1 #2", "loss 1.250, accuracy 50.0 %, 3 s left"):
@@ -40,7 +40,7 @@ def test_on_a_terminal_a_step_shows_loss_accuracy_and_time_left() -> None:
 
 def test_damage_is_told_in_one_line_as_it_is() -> None:
     told = StringIO()
-    with Progress(Console(file=told, width=20)) as progress:
+    with Progress(Console(file=told, width=20), num_steps=12) as progress:
         progress(STEP | {"event": "damaged", "reason": "store/train/ab [bold]: sha256 differs"})
     assert told.getvalue() == "damaged, made again: store/train/ab [bold]: sha256 differs\n"
 
@@ -61,6 +61,6 @@ def test_a_step_is_named_by_what_sets_it_apart(fields: dict[str, Any], name: str
 
 def test_an_event_of_a_step_that_another_process_started_is_no_error() -> None:
     told = StringIO()
-    with Progress(Console(file=told)) as progress:
+    with Progress(Console(file=told), num_steps=12) as progress:
         progress(STEP | {"event": "progress", "round": 3, "rounds": 10})
     assert told.getvalue() == ""

@@ -14,18 +14,19 @@ class Progress:
     """Tells the events of a pipeline on `console`, and counts the steps made and skipped.
 
     Attributes:
+        num_steps: how many steps there are in all.
         num_made: steps finished since it was entered.
         num_skipped: steps found done.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, num_steps: int) -> None:
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
         )
-        self.num_made = self.num_skipped = 0
+        self.num_steps, self.num_made, self.num_skipped = num_steps, 0, 0
         self._console = console
         self._bars = Bars(*columns, console=console, transient=True)
         self._task_by_key: dict[str, TaskID] = {}
@@ -59,7 +60,8 @@ class Progress:
                 self.num_made += 1
                 if key in self._task_by_key:
                     self._bars.remove_task(self._task_by_key.pop(key))
-                self._say(f"done: {name}" + (f", {event['seconds']:.1f} s" if "seconds" in event else ""))
+                place = f"{self.num_made + self.num_skipped:>{len(str(self.num_steps))}}/{self.num_steps}"
+                self._say(f"{place} {name}" + (f", {event['seconds']:.1f} s" if "seconds" in event else ""))
 
     def _move(self, key: str, completed: float, total: int, note: str) -> None:
         if key in self._task_by_key:

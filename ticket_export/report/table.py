@@ -14,7 +14,7 @@ from ticket_export.report.verdict import SubjectLine, Verdict, epoch_cost
 if TYPE_CHECKING:
     from ticket_export.shrink.exact import ShrinkReport  # it knows tensors; at run time this room does not
 
-TRAINING_HEADS = ("Subject", "Epochs", "Seconds per epoch", "Share of dense", "MACs kept", "Threads")
+TRAINING_HEADS = ("Subject", "Epochs", "Epoch, s", "Share of dense", "MACs kept", "Threads")
 
 
 def text_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
