@@ -325,6 +325,21 @@ def test_progress_tells_epoch_loss_accuracy_and_time_left() -> None:
     assert events[0]["event"] == "progress"
 
 
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(36, 2)), "tells 2 classes apart, the images have 3"),
+        (nn.Conv2d(1, 3, 3), r"Conv2d returns \(2, 3, 4, 4\) for images \(2, 1, 6, 6\)"),
+        (nn.LSTM(6, 2), r"LSTM does not take images \(2, 1, 6, 6\)"),
+        (nn.Conv2d(3, 3, 3), "to have 3 channels, but got 1 channels"),
+    ],
+    ids=["few classes", "a map", "no sequence", "other channels"],
+)
+def test_a_network_that_does_not_fit_the_images_is_refused(model: nn.Module, text: str) -> None:
+    with pytest.raises(TrainError, match=text):
+        trained(model)
+
+
 def test_a_network_without_weights_to_train_is_refused() -> None:
     model = net()
     model.requires_grad_(False)

@@ -19,6 +19,7 @@ from ticket_export.errors import TrainError
 from ticket_export.models.weights import load_weights
 from ticket_export.train.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
 from ticket_export.train.device import random_states, set_random_states
+from ticket_export.train.evaluate import evaluating
 from ticket_export.train.optimizer import (
     optimizer_from_settings,
     restore_optimizer,
@@ -88,6 +89,8 @@ def start(
     model.to(device, memory_format=layout)  # type: ignore[call-overload]  # the stub splits what torch joins
     model.train()
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    val_x = normalise(images.val_x.to(device), augment.mean, augment.std).to(dtype)
+    _check_fits(model, val_x[:2], images.num_classes)
     batches = Batches(
         x=images.train_x.to(device),
         y=images.train_y.to(device),
@@ -105,12 +108,32 @@ def start(
         device=device,
         settings=settings,
         batches=batches,
-        val_x=normalise(images.val_x.to(device), augment.mean, augment.std).to(dtype),
+        val_x=val_x,
         val_y=images.val_y.to(device),
         held=_held(model, hold_zero),
         identity=_identity(settings, augment, seed_path, start_epoch, hold_zero),
         next_epoch=start_epoch,
     )
+
+
+def _check_fits(model: nn.Module, x_NCHW: Tensor, num_classes: int) -> None:
+    shape = tuple(x_NCHW.shape)
+    try:
+        with evaluating(model):
+            logits_NK = model(x_NCHW)
+    except (RuntimeError, ValueError) as error:
+        raise TrainError(
+            f"{type(model).__name__} does not take images {shape}: {error}",
+            hint="check model.args against the channels and the size of the images",
+        ) from error
+    if not isinstance(logits_NK, Tensor) or logits_NK.dim() != 2 or len(logits_NK) != len(x_NCHW):
+        told = tuple(logits_NK.shape) if isinstance(logits_NK, Tensor) else type(logits_NK).__name__
+        raise TrainError(f"{type(model).__name__} returns {told} for images {shape}, not [N, classes]")
+    if logits_NK.shape[1] < num_classes:
+        raise TrainError(
+            f"{type(model).__name__} tells {logits_NK.shape[1]} classes apart, the images have {num_classes}",
+            hint="set the number of classes in model.args",
+        )
 
 
 def _held(model: nn.Module, hold_zero: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
