@@ -14,8 +14,8 @@ from torch.nn import functional
 class PadShortcut(nn.Module):
     """Takes every second pixel and adds zero channels, half before and half behind: option A.
 
-    It has no parameters. The zero channels are buffers outside the `state_dict`, one element per channel, so that
-    whatever cuts channels of the stream cuts them too.
+    It has no parameters. The zero channels are buffers outside the `state_dict`, one element per channel, so
+    that whatever cuts channels of the stream cuts them too.
     Source: He et al. 2016 (arXiv 1512.03385), section 4.2.
     """
 
