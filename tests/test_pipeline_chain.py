@@ -1,0 +1,375 @@
+"""The real chain on a tiny foreign network: every stage, every control, and what each one published."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ticket_export.channels.costs import count_costs
+from ticket_export.channels.mask import ElementMask, Mask
+from ticket_export.errors import DataError, MissingDependency, RecipeError
+from ticket_export.pipeline import run
+from ticket_export.pipeline.context import Context
+from ticket_export.pipeline.networks import network_of, scattered, small_elements, trained_network
+from ticket_export.pipeline.nodes import Node, hash_inputs, nodes_of
+from ticket_export.recipe.dump import yaml_from_recipe
+from ticket_export.recipe.load import load_recipe
+from ticket_export.recipe.schema import Recipe
+from ticket_export.report.rows import Report
+from ticket_export.shrink.surgery import small_from_mask
+from ticket_export.stages import Subject
+from ticket_export.store.machine import machine_facts
+from ticket_export.store.store import Store
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes of 8x8 images that differ in which quarter is bright."""
+    generator = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "quarters.npz"
+    arrays = {}
+    for part, count in (("train", 160), ("test", 80)):
+        y_N = np.arange(count) % 4
+        x_NCHW = generator.integers(0, 120, (count, 1, 8, 8))
+        for index, label in enumerate(y_N):
+            row, column = 4 * (label // 2), 4 * (label % 2)
+            x_NCHW[index, 0, row : row + 4, column : column + 4] += 60
+        arrays |= {f"{part}_x": x_NCHW.astype(np.uint8), f"{part}_y": y_N.astype(np.int64)}
+    np.savez(path, **arrays)
+    return path
+
+
+def tiny_recipe(images: Path, *overrides: str) -> Recipe:
+    values = {
+        "name": "tiny",
+        "data.source": "arrays",
+        "data.path": str(images),
+        "model.builder": f"{TESTS / 'tiny_net.py'}:make",
+        "model.args": "{width: 8}",
+        "train.epochs": "3",
+        "train.batch": "32",
+        "find.levels": "2",
+        "find.round_to": "1",
+    }
+    values |= dict(override.split("=", 1) for override in overrides)
+    return load_recipe(TESTS / "smoke.yaml", [f"{key}={value}" for key, value in values.items()])
+
+
+class Chain:
+    """A finished run with its nodes by name."""
+
+    def __init__(self, recipe: Recipe, out: Path, until: str | None = None) -> None:
+        self.recipe, self.out = recipe, out
+        self.report: Report | None = run(recipe, out, until=until)
+        self.store = Store(out)
+        self.nodes = nodes_of(recipe, hash_inputs(recipe), machine_facts()["fingerprint"])
+        self.context = Context(recipe, self.store, device="cpu", threads=1)
+
+    def node(self, stage: str, subject: str) -> Node:
+        return next(node for node in self.nodes if (node.stage, node.subject) == (stage, subject))
+
+    def facts(self, stage: str, subject: str) -> dict[str, Any]:
+        return dict(self.context.result(self.node(stage, subject)).facts)
+
+    def file(self, stage: str, subject: str, name: str) -> Path:
+        return self.context.file(self.node(stage, subject), name)
+
+    def mask(self, subject: str) -> Mask:
+        return Mask.from_json(json.loads(self.file("find", subject, "mask.json").read_text()))
+
+
+def published(out: Path) -> dict[str, str]:
+    """The sha256 of every published file but measured samples, by stage, key and name."""
+    found = {}
+    for path in out.glob("store/*/*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        if manifest["stage"] != "measure":
+            for name, stored in manifest["files"].items():
+                found[f"{manifest['stage']}/{manifest['key']}/{name}"] = stored["sha256"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def chain(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    return Chain(tiny_recipe(images), tmp_path_factory.mktemp("chain"))
+
+
+def test_every_subject_is_in_the_report(chain: Chain) -> None:
+    assert chain.report is not None
+    assert chain.report.subjects == (
+        "dense",
+        "ticket@1",
+        "ticket@2",
+        "unstructured@2",
+        "uniform@2",
+        "random@2",
+        "reinit@2",
+    )
+    folder = chain.out / "runs" / "tiny"
+    assert {path.name for path in folder.iterdir()} == {
+        "log.jsonl",
+        "recipe.yaml",
+        "report.html",
+        "report.json",
+        "report.md",
+        "run.json",
+    }
+    rows = json.loads((folder / "report.json").read_text())["rows"]
+    assert len(rows) == 7
+    assert all(row["accuracy"] is not None and row["parity_rel_error"] < 1e-4 for row in rows)
+    assert [row["speedup"] is None for row in rows] == [True] + [False] * 6
+
+
+def test_the_dense_network_learns_and_its_rewind_point_lies_before(chain: Chain) -> None:
+    trained = load_file(chain.file("train", "dense", "weights.safetensors"))
+    rewind = load_file(chain.file("train", "dense", "rewind.safetensors"))
+    assert trained.keys() == rewind.keys()
+    assert not torch.equal(trained["conv1.weight"], rewind["conv1.weight"])
+    assert int(rewind["stem_norm.num_batches_tracked"]) == 4  # whole batches of 32 in 144 images
+    assert int(trained["stem_norm.num_batches_tracked"]) == 12
+    facts = chain.facts("train", "dense")
+    assert len(facts["history"]) == 3
+    assert facts["params"] == 1308
+    assert facts["device"] == "cpu"
+
+
+def test_a_ticket_is_trained_for_the_epochs_after_the_rewind_point(chain: Chain) -> None:
+    assert len(chain.facts("train", "ticket@1")["history"]) == 2
+    assert len(chain.facts("train", "random@2")["history"]) == 2
+    assert len(chain.facts("train", "uniform@2")["history"]) == 3
+    assert len(chain.facts("train", "reinit@2")["history"]) == 3
+
+
+def test_each_level_keeps_less_and_never_what_was_dropped(chain: Chain) -> None:
+    paths = [chain.file("find", f"unstructured@{level}", "elements.safetensors") for level in (1, 2)]
+    masks = [ElementMask.load(path) for path in paths]
+    assert masks[0].element_density == pytest.approx(0.6, abs=1e-3)
+    assert masks[1].element_density == pytest.approx(0.36, abs=1e-3)
+    for name, keep in masks[1].keep_by_parameter.items():
+        assert not (keep & ~masks[0].keep_by_parameter[name]).any()
+    assert set(masks[0].keep_by_parameter) == {
+        "conv1.weight",
+        "conv2.weight",
+    }  # neither stem nor classifier
+    assert chain.mask("ticket@2").channel_density < chain.mask("ticket@1").channel_density
+
+
+def test_random_keeps_the_tickets_widths_and_other_channels(chain: Chain) -> None:
+    ticket, other = chain.mask("ticket@2"), chain.mask("random@2")
+    assert other.kept_widths() == ticket.kept_widths()
+    assert any(
+        not torch.equal(keep_C, other.keep_by_group[name]) for name, keep_C in ticket.keep_by_group.items()
+    )
+
+
+def test_uniform_comes_near_the_tickets_macs(chain: Chain) -> None:
+    ticket, uniform = (chain.facts("find", name)["mac_density"] for name in ("ticket@2", "uniform@2"))
+    assert uniform == pytest.approx(ticket, abs=0.15)
+
+
+def test_unstructured_training_holds_its_zeros(chain: Chain) -> None:
+    weights = load_file(chain.file("train", "unstructured@2", "weights.safetensors"))
+    elements = ElementMask.load(chain.file("find", "unstructured@2", "elements.safetensors"))
+    for name, keep in elements.keep_by_parameter.items():
+        assert torch.equal(weights[name] != 0, keep)
+    exported = chain.facts("export", "unstructured@2")
+    assert exported["params"] == chain.facts("export", "dense")["params"]
+    assert exported["mac_density"] == exported["channel_density"] == 1.0
+    assert exported["param_density"] == pytest.approx(1 - 0.64 * 1152 / 1308, abs=2e-3)
+
+
+def test_what_is_exported_is_what_was_trained_cut_to_the_mask(chain: Chain) -> None:
+    for subject in ("ticket@1", "ticket@2", "random@2", "uniform@2"):
+        exported = chain.facts("export", subject)
+        widths = {name: width["after"] for name, width in exported["widths"].items()}
+        assert widths == chain.mask(subject).kept_widths()
+        assert chain.facts("shrink", subject)["rel_error"] < 1e-5
+        assert exported["params"] < chain.facts("export", "dense")["params"]
+    assert chain.facts("export", "reinit@2")["widths"] == chain.facts("export", "ticket@2")["widths"]
+
+
+def test_the_shrunk_network_computes_what_the_trained_small_one_does(chain: Chain) -> None:
+    x_NCHW = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    small = trained_network(chain.context, chain.node("train", "ticket@2")).eval()
+    shrunk = network_of(chain.context, chain.node("shrink", "ticket@2")).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(shrunk(x_NCHW), small(x_NCHW))
+
+
+def test_a_small_network_scattered_back_computes_the_same(chain: Chain) -> None:
+    dense = chain.context.fresh_network(0, Subject("dense"))
+    mask = chain.mask("ticket@2")
+    small = trained_network(chain.context, chain.node("train", "ticket@2")).eval()
+    masked = scattered(small, dense, chain.context.groups, mask).eval()
+    x_NCHW = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(masked(x_NCHW), small(x_NCHW))
+    assert count_costs(masked, x_NCHW).params == count_costs(dense, x_NCHW).params
+    back = small_from_mask(masked, chain.context.groups, mask).state_dict()
+    assert all(torch.equal(tensor, back[name]) for name, tensor in small.state_dict().items())
+
+
+def test_an_element_mask_is_cut_with_the_network(chain: Chain) -> None:
+    dense = chain.context.fresh_network(0, Subject("dense"))
+    mask = chain.mask("ticket@1")
+    elements = ElementMask.load(chain.file("find", "unstructured@1", "elements.safetensors"))
+    cut = small_elements(elements, dense, chain.context.groups, mask)
+    rows, columns = (mask.keep_by_group[name] for name in ("conv1", "stem"))
+    assert torch.equal(cut["conv1.weight"], elements.keep_by_parameter["conv1.weight"][rows][:, columns])
+
+
+def test_accuracies_are_those_of_the_exported_files(chain: Chain) -> None:
+    from ticket_export.train.evaluate import evaluate
+
+    assert chain.report is not None
+    accuracies = {row["subject"]: row["accuracy"] for row in chain.report.rows}
+    context = chain.context
+    for subject, stage in (("dense", "train"), ("ticket@2", "shrink")):
+        network = network_of(context, chain.node(stage, subject))
+        expected = evaluate(
+            network, context.images.test_x, context.images.test_y, mean=context.mean, std=context.std
+        )
+        assert accuracies[subject] == expected
+
+
+def test_a_bundle_says_where_its_network_came_from(chain: Chain) -> None:
+    origin = json.loads(chain.file("shrink", "ticket@1", "bundle/manifest.json").read_text())["origin"]
+    assert origin["builder"].endswith("tiny_net.py:make")
+    assert origin["args"] == {"width": 8}
+    assert origin["input_shapes"] == [[1, 8, 8]]
+    assert origin["trained"] == f"train/{chain.node('train', 'ticket@1').key}"
+
+
+def test_the_same_recipe_elsewhere_gives_bit_equal_files(chain: Chain, tmp_path: Path) -> None:
+    again = published(Chain(chain.recipe, tmp_path, until="train").out)
+    assert len(again) >= 14
+    first = published(chain.out)
+    assert {name: first[name] for name in again} == again
+
+
+@pytest.mark.parametrize("scope", ["layer", "inner", "coupled"])
+@pytest.mark.parametrize("form", ["small", "masked"])
+def test_every_scope_and_form_ends_in_an_exact_shrink(
+    images: Path, tmp_path: Path, scope: str, form: str
+) -> None:
+    recipe = tiny_recipe(
+        images,
+        f"find.scope={scope}",
+        f"find.form={form}",
+        "find.levels=1",
+        "find.controls=[reinit]",
+        "train.epochs=2",
+    )
+    made = Chain(recipe, tmp_path, until="shrink")
+    for subject in ("ticket@1", "reinit@1"):
+        facts = made.facts("shrink", subject)
+        assert facts["rel_error"] < 1e-5
+        assert {name: width["after"] for name, width in facts["widths"].items()}["stem"] <= 8
+        assert facts["params"] < facts["params_dense"] or scope == "layer"
+        kept = made.mask("ticket@1").kept_widths()
+        assert all(facts["widths"][name]["after"] <= width for name, width in kept.items())
+    assert (made.mask("ticket@1").kept_widths()["stem"] == 8) == (scope == "inner" or scope == "layer")
+
+
+def test_small_and_masked_training_agree(images: Path, tmp_path: Path) -> None:
+    options = ("find.levels=1", "find.controls=[]", "train.lr=0.01")
+    small = Chain(tiny_recipe(images, *options), tmp_path, until="train")
+    masked = Chain(tiny_recipe(images, *options, "find.form=masked"), tmp_path, until="train")
+    cut = small_from_mask(
+        trained_network(masked.context, masked.node("train", "ticket@1")),
+        masked.context.groups,
+        masked.mask("ticket@1"),
+    ).state_dict()
+    for name, tensor in trained_network(small.context, small.node("train", "ticket@1")).state_dict().items():
+        torch.testing.assert_close(cut[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_the_torch_runtime_measures_the_source_itself(images: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        images, "find.levels=1", "find.controls=[]", "train.epochs=2", "measure.runtimes=[torch]"
+    )
+    report = Chain(recipe, tmp_path).report
+    assert report is not None
+    assert {(row["subject"], row["runtime"]) for row in report.rows} == {
+        ("dense", "torch"),
+        ("ticket@1", "torch"),
+    }
+    assert all(row["file_bytes"] is None for row in report.rows)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "told"),
+    [
+        (
+            ("data.mean=[0.5, 0.5]", "data.std=[0.5, 0.5]"),
+            DataError,
+            "data.mean holds 2 values, but the images",
+        ),
+        (("model.args={height: 3}",), RecipeError, "height"),
+    ],
+)
+def test_what_shows_only_with_the_images_is_told_before_training(
+    images: Path, tmp_path: Path, overrides: tuple[str, ...], error: type[Exception], told: str
+) -> None:
+    with pytest.raises(error, match=told):
+        run(tiny_recipe(images, *overrides), tmp_path, until="train")
+
+
+@pytest.mark.parametrize(
+    ("device", "told"), [("cuda:7", "'cuda:7': this machine offers"), ("gpu", "'gpu' is not known to torch")]
+)
+def test_a_device_that_is_not_there_is_told(images: Path, tmp_path: Path, device: str, told: str) -> None:
+    with pytest.raises(MissingDependency, match=told):
+        run(tiny_recipe(images), tmp_path, device=device, until="train")
+
+
+def test_the_callers_number_of_threads_comes_back(images: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    with Context(tiny_recipe(images), Store(tmp_path), device="cpu", threads=before + 1) as context:
+        assert context.device == torch.device("cpu")
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def start_again(recipe: Recipe, out: Path) -> subprocess.Popen[bytes]:
+    """Run the recipe up to the exported files with two workers, in a process group of its own."""
+    (out / "asked.yaml").write_text(yaml_from_recipe(recipe))
+    words = ["run", out / "asked.yaml", "--out", out, "--workers", "2", "--until", "export"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "ticket_export", *words], start_new_session=True, stderr=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_leave_bit_equal_files(images: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(images, "train.epochs=6", "find.controls=[random, reinit]", "replicates=2")
+    calm_out, killed_out = tmp_path / "calm", tmp_path / "killed"
+    calm_out.mkdir()
+    killed_out.mkdir()
+    assert start_again(recipe, calm_out).wait() == 0
+    rng = random.Random(0)
+    for kills in range(40):
+        process = start_again(recipe, killed_out)
+        try:
+            assert process.wait(rng.uniform(2, 8 + kills)) == 0
+            break
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert kills >= 2
+    calm, killed = published(calm_out), published(killed_out)
+    assert len(calm) > 50
+    assert killed == calm
