@@ -3,7 +3,7 @@
 TicketExportError
 ├── RecipeError        the recipe file or an override is wrong
 ├── DataError          images or labels are missing, damaged or out of range
-├── TrainError         training cannot start or cannot go on (a loss that is not finite, a checkpoint that does not fit)
+├── TrainError         training cannot start or go on: a loss that is not finite, weights that do not fit
 ├── StoreError         the output folder cannot be read, written or locked
 ├── ShrinkError        the network cannot be traced, or the mask or the weights do not fit it
 │   └── DivergedError  the shrunk network does not compute the same function; nothing was written

@@ -94,6 +94,13 @@ def test_all_reasons_are_told_at_once() -> None:
     assert len(reasons(samples_s, loads=loads, warmup_drift_fraction=float("inf"))) == 6
 
 
+def test_a_system_that_does_not_tell_the_load_is_a_reason() -> None:
+    loads = [Load(other_cores=None, steal_cores=None)] * 10
+    assert reasons(steady_s(), loads=loads) == (
+        "busy neighbour not ruled out: this system does not tell the load of other processes",
+    )
+
+
 @pytest.mark.usefixtures("real_machine")
 def test_the_meter_sees_another_process_and_not_this_one() -> None:
     meter = LoadMeter()

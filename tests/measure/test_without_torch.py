@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-# what a serving box lacks: it has numpy onnx onnxruntime psutil pydantic pyyaml typer rich tabulate
-ABSENT = ("torch", "onnxscript", "accelerate", "matplotlib", "safetensors", "sklearn", "scipy")
+# what a serving box lacks: it has numpy onnx onnxruntime pydantic pyyaml typer rich tabulate
+ABSENT = ("torch", "onnxscript", "accelerate", "matplotlib", "safetensors", "sklearn", "scipy", "psutil")
 
 BLOCK = f"""
 import sys

@@ -85,7 +85,7 @@ def test_a_killed_process_loses_its_lock_at_once_even_before_it_is_reaped(
 
 
 def test_a_later_process_with_the_same_number_is_not_the_owner(path: Path) -> None:
-    earlier = Owner(pid=os.getpid(), started_s=time.time() - 1e6, host=host_name(), token="t")
+    earlier = Owner(pid=os.getpid(), start_ticks=1, host=host_name(), token="t")
     write_owner(path, earlier, age_s=0)
     lock = acquire(path)
     assert lock is not None
@@ -96,7 +96,7 @@ def test_a_later_process_with_the_same_number_is_not_the_owner(path: Path) -> No
 def test_another_hosts_lock_is_taken_over_when_its_heartbeat_is_a_minute_old(
     path: Path, age_s: float, taken: bool
 ) -> None:
-    write_owner(path, Owner(pid=1, started_s=0.0, host="elsewhere/pid:[1]", token="t"), age_s=age_s)
+    write_owner(path, Owner(pid=1, start_ticks=1, host="elsewhere/pid:[1]", token="t"), age_s=age_s)
     lock = acquire(path)
     assert (lock is not None) == taken
     if lock is not None:
@@ -118,7 +118,7 @@ def test_a_lock_that_was_never_finished_is_taken_over_after_a_moment(
 def test_of_many_processes_one_takes_a_dead_ones_lock_over(path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", "pass"])
     dead.wait()
-    write_owner(path, Owner(pid=dead.pid, started_s=0.0, host=host_name(), token="t"), age_s=0)
+    write_owner(path, Owner(pid=dead.pid, start_ticks=1, host=host_name(), token="t"), age_s=0)
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", RACE, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

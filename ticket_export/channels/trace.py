@@ -92,6 +92,7 @@ def trace(
         raise _untraceable(model, inputs, error) from error
     module = program.module(check_guards=False)
     assert isinstance(module, GraphModule)
+    _read_shared_tensors_by_one_name(module, frozen)
     return Trace(module=module, inputs=inputs, dynamic_batch=_has_open_batch(module))
 
 
@@ -100,6 +101,15 @@ def _dynamic_axes(x: Tensor, *, dynamic_size: bool) -> dict[int, object]:
     if dynamic_size:
         axes |= {axis: Dim.AUTO for axis in range(2, x.dim())}
     return axes
+
+
+def _read_shared_tensors_by_one_name(module: GraphModule, model: nn.Module) -> None:
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    first_name: dict[int, str] = {}
+    name_of = {name: first_name.setdefault(id(tensor), name) for name, tensor in named}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            node.target = name_of.get(str(node.target), node.target)
 
 
 def _has_open_batch(module: GraphModule) -> bool:

@@ -125,22 +125,27 @@ def shrink(
     small = model_from_plan(dense, plan, folded.tensors, folded.new_biases)
     if _dtype(model) == torch.float64:
         tolerance = min(tolerance, FLOAT64_TOLERANCE)
-    rel_error = _proven_equal(small, dense, inputs, tolerance, dynamic_batch=traced.dynamic_batch)
-    costs, dense_costs = count_costs(small, inputs), count_costs(dense, inputs)
     report = ShrinkReport(
-        params=costs.params,
-        macs=costs.macs,
-        params_dense=dense_costs.params,
-        macs_dense=dense_costs.macs,
+        **_costs(small, dense, inputs),
         widths=_changes(graph, groups, decision),
         num_carriers=len(decision.carriers),
         num_folds=len(folded.folds),
-        rel_error=rel_error,
+        rel_error=_proven_equal(small, dense, inputs, tolerance, dynamic_batch=traced.dynamic_batch),
         form="module",
         unknown_ops=tuple(sorted(graph.unknown_ops)),
         dynamic_batch=traced.dynamic_batch,
     )
     return Shrunk(model=small, plan=plan, report=report)
+
+
+def _costs(small: nn.Module, dense: nn.Module, inputs: Sequence[Tensor]) -> dict[str, int]:
+    after, before = count_costs(small, inputs), count_costs(dense, inputs)
+    return {
+        "params": after.params,
+        "macs": after.macs,
+        "params_dense": before.params,
+        "macs_dense": before.macs,
+    }
 
 
 def _check_arguments(

@@ -52,13 +52,15 @@ def model_from_plan(
     small = copy.deepcopy(model)
     _check_names(small, plan)
     tensors, new_biases = tensors or {}, new_biases or {}
-    done: dict[int, Tensor] = {}  # shared tensors stay shared
-    for name, old in _named_tensors(small):
-        if name in plan.kept or name in tensors:
-            if id(old) not in done:
-                dense = tensors.get(name, old.detach())
-                done[id(old)] = _like(old, plan.sliced(name, dense))
-            _assign(small, name, done[id(old)])
+    named = _named_tensors(small)
+    new_by_id = {
+        id(old): _like(old, plan.sliced(name, tensors.get(name, old.detach())))
+        for name, old in named
+        if name in plan.kept or name in tensors
+    }
+    for name, old in named:  # a shared tensor stays shared: the plan knows it by one of its names
+        if id(old) in new_by_id:
+            _assign(small, name, new_by_id[id(old)])
     for weight in plan.new_biases:
         _add_bias(
             small, weight, None if weight not in new_biases else _kept_rows(small, plan, weight, new_biases)

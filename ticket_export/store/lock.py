@@ -19,14 +19,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
+from ticket_export.store.process import start_ticks
 
 HEARTBEAT_S = 10.0
 ABANDONED_AFTER_S = 60.0  # of another host's heartbeat
 # Creating a lock and writing its owner lie microseconds apart; one still empty after this was never finished.
 _UNFINISHED_AFTER_S = 2.0
-# A process' start is computed from the boot time, which moves by parts of a second when the clock is set.
-_SAME_START_S = 2.0
 _TAKEOVER_FILE = ".takeover"
 
 _held: set[Lock] = set()
@@ -34,10 +32,10 @@ _held: set[Lock] = set()
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The process that holds a lock; `started_s` tells it from a later process of the same number."""
+    """The process that holds a lock; `start_ticks` tells it from a later process of the same number."""
 
     pid: int
-    started_s: float
+    start_ticks: int
     host: str
     token: str
 
@@ -145,20 +143,14 @@ def _owner_in(path: Path) -> Owner | None:
 
 
 def _is_alive(owner: Owner) -> bool:
-    try:
-        process = psutil.Process(owner.pid)
-        if process.status() == psutil.STATUS_ZOMBIE:  # killed, and its parent has not looked yet
-            return False
-        return abs(process.create_time() - owner.started_s) < _SAME_START_S
-    except psutil.NoSuchProcess:
-        return False
+    return start_ticks(owner.pid) == owner.start_ticks
 
 
 def _this_process() -> Owner:
     pid = os.getpid()
-    return Owner(
-        pid=pid, started_s=psutil.Process(pid).create_time(), host=host_name(), token=uuid.uuid4().hex
-    )
+    started = start_ticks(pid)
+    assert started is not None  # this process lives
+    return Owner(pid=pid, start_ticks=started, host=host_name(), token=uuid.uuid4().hex)
 
 
 def host_name() -> str:

@@ -1,4 +1,7 @@
-"""Which machine this is: what may change a measurement, and nothing that changes by itself."""
+"""Which machine this is: what may change a measurement, and nothing that changes by itself.
+
+The standard library alone: a serving box measures too.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,6 @@ import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from ticket_export.store.key import key_from_content
 
@@ -32,7 +33,7 @@ def _facts() -> dict[str, Any]:  # Any: JSON values
     return {
         "fingerprint": key_from_content(measuring),
         **measuring,
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": platform.release(),
         "python": platform.python_version(),
     }

@@ -1,0 +1,47 @@
+"""What the operating system tells of processes, read without a package: a serving box has none for it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return when a living process started, in clock ticks after boot; None when it is dead or a zombie.
+
+    Where the system has no /proc the answer for a living process is 0: numbers used twice are not told apart.
+    """
+    if not _PROC.joinpath("self", "stat").exists():
+        return _start_without_proc(pid)
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(encoding="ascii", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _start_without_proc(pid: int) -> int | None:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:  # alive, and someone else's
+        return 0
+    return 0
+
+
+def busy_and_stolen_s() -> tuple[float, float] | None:
+    """Return processor seconds of all cores since boot: busy, and taken by the hypervisor; None if unknown."""
+    path = _PROC / "stat"
+    if not path.exists():
+        return None
+    names = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
+    ticks = dict(
+        zip(names, map(int, path.read_text(encoding="ascii").split("\n")[0].split()[1:]), strict=False)
+    )
+    tick_s = 1.0 / os.sysconf("SC_CLK_TCK")
+    busy = sum(ticks[name] for name in ("user", "nice", "system", "irq", "softirq"))
+    return busy * tick_s, ticks.get("steal", 0) * tick_s
