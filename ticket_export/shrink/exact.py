@@ -125,12 +125,13 @@ def shrink(
     small = model_from_plan(dense, plan, folded.tensors, folded.new_biases)
     if _dtype(model) == torch.float64:
         tolerance = min(tolerance, FLOAT64_TOLERANCE)
+    rel_error = _proven_equal(small, dense, inputs, tolerance, dynamic_batch=traced.dynamic_batch)
     report = ShrinkReport(
         **_costs(small, dense, inputs),
         widths=_changes(graph, groups, decision),
         num_carriers=len(decision.carriers),
         num_folds=len(folded.folds),
-        rel_error=_proven_equal(small, dense, inputs, tolerance, dynamic_batch=traced.dynamic_batch),
+        rel_error=rel_error,
         form="module",
         unknown_ops=tuple(sorted(graph.unknown_ops)),
         dynamic_batch=traced.dynamic_batch,
