@@ -73,22 +73,30 @@ def test_a_result_has_one_maker_at_a_time(tmp_path: Path) -> None:
     first = Store(tmp_path).claim(STAGE, KEY)
     assert first is not None
     assert Store(tmp_path).claim(STAGE, KEY) is None
-    assert Store(tmp_path).is_claimed(STAGE, KEY)
+    lock = tmp_path / "store" / STAGE / f"{KEY}.lock"
+    assert lock.exists()
     with first:
         pass
-    assert not Store(tmp_path).is_claimed(STAGE, KEY)
+    assert not lock.exists()
 
 
-def test_an_error_inside_a_claim_gives_it_back(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    claim = store.claim(STAGE, KEY)
+@pytest.mark.parametrize("scratch", ["", "epoch 3"])
+def test_an_error_inside_a_claim_gives_it_back_and_leaves_the_scratch_alone(
+    tmp_path: Path, scratch: str
+) -> None:
+    claim = Store(tmp_path).claim(STAGE, KEY)
     assert claim is not None
+    (claim.folder / "weights.bin").write_text("half")
+    if scratch:
+        (claim.scratch / "checkpoint").write_text(scratch)
     with pytest.raises(ZeroDivisionError), claim:
         raise ZeroDivisionError
-    again = store.claim(STAGE, KEY)
+    left = [path.name for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    assert left == (["checkpoint"] if scratch else [])
+    again = Store(tmp_path).claim(STAGE, KEY)
     assert again is not None
     with again:
-        pass
+        assert [path.read_text() for path in again.scratch.iterdir()] == ([scratch] if scratch else [])
 
 
 def test_after_a_kill_the_scratch_is_there_and_half_written_files_are_not(tmp_path: Path) -> None:
@@ -214,7 +222,7 @@ def test_a_disk_that_refuses_is_told_when_a_result_is_published(
     assert caught.value.hint.startswith(hint)
     assert f"{KEY}.partial/manifest.json" in str(caught.value)
     assert store.look_up(STAGE, KEY) is None
-    assert not store.is_claimed(STAGE, KEY)
+    assert list((tmp_path / "store" / STAGE).iterdir()) == []
 
 
 def test_the_store_loads_no_torch(tmp_path: Path) -> None:

@@ -113,7 +113,8 @@ def _make(node: Node, claim: Claim, context: Context, emit: Emit) -> None:
             raise store_error(error, claim.folder) from error
         raise
     except SafetensorError as error:  # its own kind, also when the disk is full
-        raise StoreError(f"{claim.folder}: {error}", hint="is the disk full?") from error
+        hint = "if the disk is full, free some space or choose another folder with --out"
+        raise StoreError(f"{claim.folder}: {error}", hint=hint) from error
     claim.publish(
         revision=node.revision,
         item=node.item,

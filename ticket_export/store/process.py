@@ -34,7 +34,7 @@ def _start_without_proc(pid: int) -> int | None:
 
 
 def busy_and_stolen_s() -> tuple[float, float] | None:
-    """Return processor seconds of all cores since boot: busy, and taken by the hypervisor; None if unknown."""
+    """Return seconds of all cores since boot: busy, and taken by the hypervisor; None if unknown."""
     path = _PROC / "stat"
     if not path.exists():
         return None

@@ -34,6 +34,7 @@ _HINTS: Mapping[int, str] = {
     errno.EROFS: "choose a folder that can be written with --out",
     errno.EACCES: "choose a folder that you may write with --out",
     errno.EPERM: "choose a folder that you may write with --out",
+    errno.ENOENT: "choose a folder that can be made with --out",
     errno.ENOTDIR: "a file stands where a folder should be; choose another folder with --out",
     errno.EEXIST: "a file stands where a folder should be; choose another folder with --out",
 }
@@ -88,7 +89,16 @@ class Claim:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with disk_errors_told(self.folder):
+            if self.folder.exists() and self._lock.is_held():
+                self._leave_scratch_alone()
             self._lock.release()
+
+    def _leave_scratch_alone(self) -> None:
+        """Remove what was not published; on a full disk every byte counts."""
+        _empty_but_scratch(self.folder)
+        if self.scratch.exists() and any(self.scratch.iterdir()):
+            return
+        shutil.rmtree(self.folder)
 
     def publish(
         self,
@@ -186,10 +196,6 @@ class Store:
                 raise
         return Claim(target=target, lock=lock)
 
-    def is_claimed(self, stage: str, key: str) -> bool:
-        """Return whether some process, living or dead, has begun to make a result and not ended."""
-        return self.path(stage, key).with_name(f"{key}.lock").exists()
-
     @contextmanager
     def exclusively(self, name: str) -> Iterator[None]:
         """Wait until no other process is inside this block on this store under the same name, then enter.
@@ -272,11 +278,14 @@ def _prepare(target: Path) -> None:
     for leftover in target.parent.glob(f"{target.name}.damaged-*"):
         _delete(leftover)
     folder = _partial(target)
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _SCRATCH).mkdir(parents=True, exist_ok=True)
+    _empty_but_scratch(folder)
+
+
+def _empty_but_scratch(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name != _SCRATCH:
             _delete(path)
-    (folder / _SCRATCH).mkdir(exist_ok=True)
 
 
 def _remove(path: Path) -> None:
