@@ -95,7 +95,7 @@ def bare_loop(case: Case) -> Callable[[], None]:
             with torch.autocast("cpu", torch.bfloat16, enabled=case.precision == "bf16"):
                 loss = functional.cross_entropy(model(x_NCHW), y_N)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
     return run
