@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from ticket_export.channels.costs import count_costs
 from ticket_export.channels.mask import ElementMask, Mask
 from ticket_export.errors import DataError, MissingDependency, RecipeError
-from ticket_export.pipeline import run
+from ticket_export.pipeline import coordinate, run
 from ticket_export.pipeline.context import Context
 from ticket_export.pipeline.networks import network_of, scattered, small_elements, trained_network
 from ticket_export.pipeline.nodes import Node, hash_inputs, nodes_of
@@ -33,6 +34,14 @@ from ticket_export.store.machine import machine_facts
 from ticket_export.store.store import Store
 
 TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_core() -> Iterator[None]:
+    """Train with one thread: on networks this small a second one only waits, on a busy machine for long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coordinate, "num_usable_cores", lambda: 1)
+        yield
 
 
 @pytest.fixture(scope="module")
