@@ -96,6 +96,7 @@ def test_a_live_channel_is_never_taken_for_a_constant(name, images):
         (lambda x: nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False), 0.5),
         (lambda x: x * 0.0 + 2.0, 2.0),
         (lambda x: nn.functional.interpolate(x, scale_factor=2.0), 0.5),
+        (lambda x: nn.functional.pad(x, (1, 1, 1, 1), mode="reflect"), 0.5),
     ],
 )
 def test_a_constant_stays_known_through(function, expected, images):

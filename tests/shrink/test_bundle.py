@@ -62,5 +62,5 @@ def test_another_network_is_refused(bundle, plain_net):
 def test_the_same_class_with_another_width_is_refused(tmp_path):
     net = with_zeros(build("zoo:resnet20", num_classes=10, image_shape=(1, 8, 8)), "both")
     save_bundle(shrink(net, torch.randn(2, 1, 8, 8)), tmp_path)
-    with pytest.raises(ShrinkError, match="does not fit CifarResNet: linear.bias: \\(10,\\) in the bundle"):
+    with pytest.raises(ShrinkError, match=r"does not fit CifarResNet: linear\.bias: \(10,\) in the bundle"):
         load_bundle(tmp_path, build("zoo:resnet20", num_classes=12, image_shape=(1, 8, 8)))

@@ -226,23 +226,6 @@ def test_unstructured_zeros_remove_nothing_that_is_alive(plain_net, images):
     assert shrunk.report.params == shrunk.report.params_dense
 
 
-class FixedWidth(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, _, h, w = x.shape
-        return self.head(self.conv(x).reshape(n, 8, h, w))
-
-
-def test_a_forward_that_holds_a_width_is_refused_and_not_broken(images):
-    net = FixedWidth()
-    net.conv.weight.data[:4] = 0.0
-    with pytest.raises(ShrinkError, match="forward of FixedWidth holds a channel count"):
-        shrink(net, images)
-
-
 def test_a_difference_is_found_and_named(plain_net, images):
     other = copy.deepcopy(plain_net)
     other.linear.bias.data[0] += 1.0

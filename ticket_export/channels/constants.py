@@ -152,7 +152,9 @@ class _Evaluator:
             return self._grouped_convolution(node)
         if name in ops.BATCH_NORMS:
             return self._batch_norm(node)
-        if name in ops.MOVEMENTS or name == "constant_pad_nd":
+        if name in ops.PADS:
+            return self._pad(node)
+        if name in ops.MOVEMENTS:
             return self._movement(node)
         if name in ops.COPIES:
             return self.first(node)
@@ -244,17 +246,28 @@ class _Evaluator:
         if ops.op_name(node) in {"view", "_unsafe_view"}:
             target = torch.ops.aten.reshape.default
         assert callable(target)
-        results = []
-        for pick, is_taint in ((lambda k: k.value, False), (lambda k: k.taint, True)):
-            args = [self._map(argument, pick) for argument in node.args]
-            kwargs = {key: self._map(argument, pick) for key, argument in node.kwargs.items()}
-            if is_taint and ops.op_name(node) == "constant_pad_nd":
-                args[2:] = [False]  # the padded border is known, whatever its value
-            results.append(target(*args, **kwargs))
-        value, taint = results
+        value, taint = (
+            target(
+                *(self._map(argument, pick) for argument in node.args),
+                **{key: self._map(argument, pick) for key, argument in node.kwargs.items()},
+            )
+            for pick in (lambda known: known.value, lambda known: known.taint)
+        )
         if isinstance(value, list | tuple):
             return tuple(Known.of(v, t) for v, t in zip(value, taint, strict=True))
         return Known.of(value, taint)
+
+    def _pad(self, node: Node) -> Known | tuple[Known, ...]:
+        source, amounts = self.first(node), self._map(node.args[1], lambda known: known.value)
+        if ops.pad_mode(node) == "constant":
+            fill = ops.argument(node, "value") or 0.0
+            pad = torch.ops.aten.constant_pad_nd.default
+            return Known.of(pad(source.value, amounts, fill), pad(source.taint, amounts, False))
+        padded = {source.value.dim() - 1 - index // 2 for index, n in enumerate(ops.numbers(amounts)) if n}
+        if padded & {*varying_axes(source.value), *varying_axes(source.taint)}:
+            return self._all_tainted_like(node)
+        shape = concrete_shape(node)  # a border made of a constant's own values is that constant
+        return Known.of(core(source.value).expand(shape), core(source.taint).expand(shape))
 
     def _pool(self, node: Node) -> Known | tuple[Known, ...]:
         source = self.first(node)

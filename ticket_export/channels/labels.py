@@ -129,7 +129,7 @@ class _Labeller:
             return self._movement(node)
         if name in ops.COPIES:
             return self._first(node)
-        if name == "constant_pad_nd":
+        if name in ops.PADS:
             return self._pad(node)
         if name == "prelu":
             return self._per_channel(node, axis=1)
@@ -250,7 +250,7 @@ class _Labeller:
         moved = target(*args, **kwargs)
         return tuple(moved) if isinstance(moved, list | tuple) else moved
 
-    def _pad(self, node: Node) -> Tensor:
+    def _pad(self, node: Node) -> Labels:
         labels = self._first(node)
         amounts = node.args[1]
         assert isinstance(amounts, list | tuple)
@@ -263,6 +263,8 @@ class _Labeller:
                 labels = labels.narrow(
                     axis, max(-before, 0), labels.shape[axis] + min(before, 0) + min(after, 0)
                 )
+            if ops.pad_mode(node) != "constant" and axis in varying_axes(labels):
+                return self._unknown(node)  # channels copied beside themselves
             labels = self._padded(labels, axis, max(before, 0), max(after, 0))
         return labels
 

@@ -39,6 +39,8 @@ POOLS = {
     "upsample_nearest2d": 2, "upsample_bilinear2d": 2, "upsample_bicubic2d": 2,
 }  # fmt: skip
 
+PADS = frozenset({"constant_pad_nd", "pad"})
+
 REDUCTIONS = frozenset({"mean", "sum", "amax", "amin"})
 
 # the normalised or compared axes mix their channels
@@ -75,6 +77,11 @@ def numbers(value: object) -> list[int]:
     """Return one number or a list of them as a list."""
     values = value if isinstance(value, list | tuple) else [value]
     return [number for number in values if isinstance(number, int)]
+
+
+def pad_mode(node: Node) -> str:
+    """Return how a pad fills its border: "constant", "reflect", "replicate" or "circular"."""
+    return str(argument(node, "mode") or "constant")
 
 
 def adds_zeros(node: Node) -> bool:

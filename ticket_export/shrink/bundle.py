@@ -13,12 +13,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ticket_export.errors import ShrinkError
 from ticket_export.shrink.exact import Shrunk
+from ticket_export.shrink.graph_form import graph_form
 from ticket_export.shrink.plan import Plan
 from ticket_export.shrink.surgery import model_from_plan
 
@@ -80,7 +82,11 @@ def load_bundle(folder: str | Path, dense_model: nn.Module) -> nn.Module:
                 f"{folder / name} is damaged: sha256 {found[:12]}, the manifest says {expected[:12]}",
                 hint="copy the bundle again or shrink the network again",
             )
-    small = model_from_plan(dense_model, Plan.from_json(_read_json(folder / PLAN)))
+    plan = Plan.from_json(_read_json(folder / PLAN))
+    small = model_from_plan(dense_model, plan)
+    if plan.form == "graph":
+        inputs = [torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in plan.inputs]
+        small = graph_form(small, dense_model, plan, inputs)
     try:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,10 @@ from ticket_export.channels.labelled import LabelledGraph
 from ticket_export.channels.labels import label
 from ticket_export.channels.mask import Mask, zero_dropped
 from ticket_export.channels.trace import example_tuple, trace
-from ticket_export.errors import ShrinkError
-from ticket_export.shrink.equivalence import check_equal
+from ticket_export.errors import DivergedError, ShrinkError
+from ticket_export.shrink.equivalence import FORWARD_ERRORS, check_equal
 from ticket_export.shrink.fold import fold_constants
+from ticket_export.shrink.graph_form import graph_form
 from ticket_export.shrink.plan import Plan, plan_from_kept
 from ticket_export.shrink.removable import Decision, decide, sinks_of
 from ticket_export.shrink.surgery import model_from_plan
@@ -50,7 +51,7 @@ class ShrinkReport:
         num_carriers: channels kept to carry constants past zero-padded borders.
         num_folds: constants that moved into a bias, a running mean or a carrier.
         rel_error: largest max|a-b| / max|b| over all trial inputs.
-        form: "module" (same classes, sliced tensors).
+        form: "module" (same classes, sliced tensors) or "graph" (the traced graph over them).
         unknown_ops: operations the analysis does not know; their channels stay.
         dynamic_batch: whether the network accepts any batch.
     """
@@ -125,14 +126,14 @@ def shrink(
     small = model_from_plan(dense, plan, folded.tensors, folded.new_biases)
     if _dtype(model) == torch.float64:
         tolerance = min(tolerance, FLOAT64_TOLERANCE)
-    rel_error = _proven_equal(small, dense, inputs, tolerance, dynamic_batch=traced.dynamic_batch)
+    small, plan, rel_error = _proven(small, dense, plan, inputs, tolerance, traced.dynamic_batch)
     report = ShrinkReport(
         **_costs(small, dense, inputs),
         widths=_changes(graph, groups, decision),
         num_carriers=len(decision.carriers),
         num_folds=len(folded.folds),
         rel_error=rel_error,
-        form="module",
+        form=plan.form,
         unknown_ops=tuple(sorted(graph.unknown_ops)),
         dynamic_batch=traced.dynamic_batch,
     )
@@ -174,17 +175,25 @@ def _check_arguments(
             raise ShrinkError(f"example_inputs[{position}] is on {x.device}, the model on {device}")
 
 
-def _proven_equal(
-    small: nn.Module, dense: nn.Module, inputs: Sequence[Tensor], tolerance: float, *, dynamic_batch: bool
-) -> float:
+def _proven(
+    small: nn.Module,
+    dense: nn.Module,
+    plan: Plan,
+    inputs: Sequence[Tensor],
+    tolerance: float,
+    dynamic_batch: bool,
+) -> tuple[nn.Module, Plan, float]:
+    """Return the first form that runs and computes the same function, its plan, and its error."""
     try:
-        return check_equal(small, dense, inputs, tolerance=tolerance, dynamic_batch=dynamic_batch)
-    except RuntimeError as error:  # torch's word for shapes that do not fit
-        raise ShrinkError(
-            f"the forward of {type(small).__name__} holds a channel count that its tensors no longer have: "
-            f"{error}",
-            hint="let the forward read the sizes off its tensors or layers",
-        ) from error
+        error = check_equal(small, dense, inputs, tolerance=tolerance, dynamic_batch=dynamic_batch)
+        return small, plan, error
+    except (DivergedError, *FORWARD_ERRORS):
+        # the forward holds a channel count (torch refuses the shapes, or halves come out unequal)
+        described = tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in inputs)
+        plan = replace(plan, form="graph", inputs=described)
+        model = graph_form(small, dense, plan, inputs)
+        error = check_equal(model, dense, inputs, tolerance=tolerance, dynamic_batch=dynamic_batch)
+        return model, plan, error
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

@@ -23,11 +23,15 @@ class Plan:
         kept: tensor name -> axis -> kept positions in dense numbering, ascending; axes kept whole are absent.
         new_biases: weights whose layer gains a bias.
         folds: the constants that moved, for the report.
+        form: "module" or "graph"; the second is built again from the dense model's traced graph.
+        inputs: shape and dtype of the example inputs; of the graph form alone.
     """
 
     kept: Mapping[str, Mapping[int, tuple[int, ...]]]
     new_biases: tuple[str, ...]
     folds: tuple[Fold, ...]
+    form: str = "module"
+    inputs: tuple[tuple[tuple[int, ...], str], ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """Return a JSON value that `from_json` reads back."""
@@ -36,19 +40,26 @@ class Plan:
             "kept": {name: {str(a): list(p) for a, p in axes.items()} for name, axes in self.kept.items()},
             "new_biases": list(self.new_biases),
             "folds": [asdict(fold) for fold in self.folds],
+            "form": self.form,
+            "inputs": [{"shape": list(shape), "dtype": dtype} for shape, dtype in self.inputs],
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, object]) -> Plan:
         """Return the plan that `to_json` described."""
         kept, folds, new_biases = value["kept"], value["folds"], value["new_biases"]
+        form, inputs = value["form"], value["inputs"]
         assert isinstance(kept, dict)
         assert isinstance(folds, list)
         assert isinstance(new_biases, list)
+        assert isinstance(form, str)
+        assert isinstance(inputs, list)
         return cls(
             kept={name: {int(a): tuple(p) for a, p in axes.items()} for name, axes in kept.items()},
             new_biases=tuple(new_biases),
             folds=tuple(Fold(**fold) for fold in folds),
+            form=form,
+            inputs=tuple((tuple(x["shape"]), x["dtype"]) for x in inputs),
         )
 
     def sliced(self, name: str, tensor: Tensor) -> Tensor:
