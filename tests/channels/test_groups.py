@@ -105,6 +105,19 @@ def test_a_weight_used_in_two_ways_stays_whole(images):
     assert all(group.pinned is not None for group in groups)
 
 
+def test_an_index_that_is_computed_pins_its_channels(images):
+    class Picked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(2, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return self.head(torch.index_select(y, 1, y.mean((0, 2, 3)).topk(2).indices))
+
+    assert by_name(Picked(), images)["conv"].pinned is not None
+
+
 class Gated(nn.Module):
     """One gate channel scales all channels."""
 

@@ -34,6 +34,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "split": lambda x: torch.cat([part * 3.0 for part in torch.split(x, [1, 5, 2], dim=1)], dim=1),
     "select": lambda x: torch.stack((x[:, 2], x[:, 6]), dim=1),
     "shuffle": lambda x: x.reshape(x.shape[0], 2, 4, *x.shape[2:]).transpose(1, 2).reshape(x.shape),
+    "index": lambda x: x[:, [6, 1, 0, 3, 2, 7]] * 2.0,
+    "index_select": lambda x: torch.index_select(x, 1, torch.tensor([7, 5, 5, 2])),
     "pad_channels": lambda x: nn.functional.pad(x, (0, 0, 0, 0, 2, 3)),
 }
 

@@ -21,6 +21,7 @@ from torch.fx import Node
 from ticket_export.channels import ops
 from ticket_export.channels.compact import aligned_cores, broadcast, compact, core, varying_axes
 from ticket_export.channels.labelled import LabelledGraph
+from ticket_export.channels.movement import moved
 from ticket_export.channels.trace import Trace, concrete_shape, example_shape
 
 
@@ -242,18 +243,13 @@ class _Evaluator:
         return parameter.value.reshape(-1, *([1] * (source.value.dim() - 2)))
 
     def _movement(self, node: Node) -> Known | tuple[Known, ...]:
-        target = node.target
-        if ops.op_name(node) in {"view", "_unsafe_view"}:
-            target = torch.ops.aten.reshape.default
-        assert callable(target)
         value, taint = (
-            target(
-                *(self._map(argument, pick) for argument in node.args),
-                **{key: self._map(argument, pick) for key, argument in node.kwargs.items()},
-            )
+            moved(node, lambda argument, pick=pick: self._map(argument, pick), self.trace)  # type: ignore[misc]
             for pick in (lambda known: known.value, lambda known: known.taint)
         )
-        if isinstance(value, list | tuple):
+        if value is None or taint is None:
+            return self._all_tainted_like(node)
+        if isinstance(value, tuple) or isinstance(taint, tuple):
             return tuple(Known.of(v, t) for v, t in zip(value, taint, strict=True))
         return Known.of(value, taint)
 

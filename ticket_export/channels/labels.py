@@ -18,6 +18,7 @@ from ticket_export.channels import ops
 from ticket_export.channels.classes import FIXED, FREE
 from ticket_export.channels.compact import aligned_cores, broadcast, compact, core, varying_axes
 from ticket_export.channels.labelled import Contraction, LabelledGraph, Labels
+from ticket_export.channels.movement import moved
 from ticket_export.channels.trace import Trace, concrete_shape, example_shape
 
 
@@ -241,14 +242,8 @@ class _Labeller:
         return source
 
     def _movement(self, node: Node) -> Labels:
-        args = [self.operand(argument) for argument in node.args]
-        kwargs = {name: self.operand(argument) for name, argument in node.kwargs.items()}
-        target = (
-            torch.ops.aten.reshape.default if ops.op_name(node) in {"view", "_unsafe_view"} else node.target
-        )
-        assert callable(target)
-        moved = target(*args, **kwargs)
-        return tuple(moved) if isinstance(moved, list | tuple) else moved
+        result = moved(node, self.operand, self.graph.trace)
+        return self._unknown(node) if result is None else result
 
     def _pad(self, node: Node) -> Labels:
         labels = self._first(node)

@@ -21,7 +21,7 @@ MOVEMENTS = frozenset(
         "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "expand", "slice", "select", "split",
         "split_with_sizes", "chunk", "unbind", "cat", "stack", "unsqueeze", "squeeze", "flip", "roll",
         "flatten", "unflatten", "index_select", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
-        "repeat", "narrow",
+        "repeat", "narrow", "index",
     }
 )  # fmt: skip
 

@@ -23,6 +23,7 @@ from ticket_export.channels.compact import core
 from ticket_export.channels.graph import labelled_axes
 from ticket_export.channels.labelled import LabelledGraph
 from ticket_export.channels.labels import label
+from ticket_export.channels.movement import constant_index
 from ticket_export.channels.trace import trace
 from ticket_export.errors import ShrinkError
 from ticket_export.shrink.plan import Plan
@@ -72,9 +73,9 @@ class _Editor:
         self._use_norm_modules()
         self._add_biases()
         self._copy_constants()
-        self.graph.eliminate_dead_code()
-        self.graph.lint()
         module = GraphModule(self.small, self.graph, class_name)
+        module.graph.eliminate_dead_code()
+        module.recompile()
         module.train(self.small.training)
         return module
 
@@ -92,6 +93,8 @@ class _Editor:
             self._reslice(node)
         elif name == "select":
             self._reselect(node)
+        elif name in {"index_select", "index"}:
+            self._reindex(node)
         elif name in ops.CONVOLUTIONS:
             self._regroup(node)
 
@@ -170,6 +173,29 @@ class _Editor:
             index = index if index >= 0 else index + len(keep)
             node.args = (node.args[0], axis, int(keep[:index].sum()))
 
+    def _reindex(self, node: Node) -> None:
+        source = self._part(self._source(node))
+        lost = [axis for axis in range(source.dim()) if not self._kept_along(source, axis).all()]
+        if ops.op_name(node) == "index":
+            given = [(axis, index) for axis, index in enumerate(node.args[1]) if index is not None]  # type: ignore[arg-type]
+        else:
+            given = [(int(ops.argument(node, "dim")) % source.dim(), ops.argument(node, "index"))]
+        if not set(lost) & {axis for axis, _ in given}:
+            return
+        (axis, index_node), *others = given
+        index = constant_index(index_node, self.labels.trace)
+        if others or index is None or index.dim() != 1:
+            raise self._refusal(node)
+        keep = self._kept_along(source, axis)
+        rank = keep.cumsum(0) - 1
+        name = f"{node.name}_kept"
+        self.small.register_buffer(name, rank[index[keep[index]]], persistent=False)
+        with self.graph.inserting_before(node):
+            read = self.graph.create_node("get_attr", name)
+        node.target, node.args, node.kwargs = (
+            torch.ops.aten.index_select.default, (node.args[0], axis, read), {},
+        )  # fmt: skip
+
     def _regroup(self, node: Node) -> None:
         if ops.argument(node, "groups") > 1:
             weight = node.args[1]
@@ -216,7 +242,7 @@ class _Editor:
             bias = getattr(_submodule(self.small, owner_name), "bias", None)
             if contraction.bias is None and isinstance(bias, Tensor):
                 with self.graph.inserting_before(node):
-                    read = self.graph.get_attr(f"{owner_name}.bias")
+                    read = self.graph.create_node("get_attr", f"{owner_name}.bias")
                 node.args = (*node.args[:2], read, *node.args[3:])
 
     def _copy_constants(self) -> None:
