@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pruning_laws import LAWS, with_zeros
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 from ticket_export.channels.graph import channel_groups
 from ticket_export.channels.mask import Mask, zero_dropped
@@ -215,6 +216,34 @@ def test_a_layer_with_nothing_alive_keeps_one_channel(plain_net, images):
     plain_net.conv2.weight.data.zero_()
     shrunk = shrink(plain_net, images)
     assert shrunk.report.widths["conv1"].after == 1
+    assert largest_error(shrunk.model, plain_net, torch.float32) <= 1e-5
+
+
+def test_masks_of_torch_prune_count_as_zeros_attached_or_permanent(plain_net, images):
+    permanent = copy.deepcopy(plain_net)
+    permanent.conv1.weight.data[::2] = 0.0
+    mask = torch.ones_like(plain_net.conv1.weight)
+    mask[::2] = 0.0
+    prune.custom_from_mask(plain_net.conv1, "weight", mask)
+    with torch.no_grad():
+        expected = plain_net(images)
+    attached = shrink(plain_net, images)
+    assert attached.report.params == shrink(permanent, images).report.params
+    assert hasattr(plain_net.conv1, "weight_orig")  # the given model keeps its mask
+    with torch.no_grad():
+        assert relative_error(attached.model(images), expected) <= 1e-5
+
+
+def test_a_parametrised_weight_is_shrunk_by_what_it_computes(plain_net, images):
+    class Halved(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            keep = torch.ones(len(weight), 1, 1, 1)
+            keep[::2] = 0.0
+            return weight * keep
+
+    parametrize.register_parametrization(plain_net.conv1, "weight", Halved())
+    shrunk = shrink(plain_net, images)
+    assert shrunk.report.widths["conv1"].after <= 4 + 1
     assert largest_error(shrunk.model, plain_net, torch.float32) <= 1e-5
 
 

@@ -20,6 +20,7 @@ from ticket_export.errors import DivergedError, ShrinkError
 from ticket_export.shrink.equivalence import FORWARD_ERRORS, check_equal
 from ticket_export.shrink.fold import fold_constants
 from ticket_export.shrink.graph_form import graph_form
+from ticket_export.shrink.permanent import with_plain_parameters
 from ticket_export.shrink.plan import Plan, plan_from_kept
 from ticket_export.shrink.removable import Decision, decide, sinks_of
 from ticket_export.shrink.surgery import model_from_plan
@@ -94,7 +95,8 @@ def shrink(
     side.
 
     Args:
-        model: any module that `torch.export` accepts, in float32 or float64; it is never changed.
+        model: any module that `torch.export` accepts, in float32 or float64; it is never changed. Masks of
+            `torch.nn.utils.prune` and parametrisations are made permanent on a copy.
         example_inputs: a tensor or a tuple of tensors as for `torch.export`, axis 0 is the batch.
         mask: channels to drop as well (their slices count as zero); None takes the zeros in the weights
             alone.
@@ -112,10 +114,10 @@ def shrink(
     """
     inputs = example_tuple(example_inputs)
     _check_arguments(model, inputs, round_to=round_to, residual=residual, tolerance=tolerance)
-    dense = model
+    dense = with_plain_parameters(model)
     if mask is not None:
-        dense = copy.deepcopy(model)
-        zero_dropped(dense, groups_from_labels(label(trace(model, inputs))), mask)
+        dense = copy.deepcopy(dense)
+        zero_dropped(dense, groups_from_labels(label(trace(dense, inputs))), mask)
     traced = trace(dense, inputs)
     graph = label(traced)
     groups = groups_from_labels(graph)
