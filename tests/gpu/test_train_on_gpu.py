@@ -69,13 +69,14 @@ def largest_difference(weights: dict[str, Tensor], expected: dict[str, Tensor]) 
 def test_eight_steps_on_the_gpu_give_the_weights_of_the_cpu(
     residual_net: nn.Module, device: torch.device
 ) -> None:
-    start = {name: tensor.clone() for name, tensor in residual_net.state_dict().items()}
+    start = {"conv1.weight": residual_net.state_dict()["conv1.weight"].clone()}
     on_cpu = trained(copy.deepcopy(residual_net), "cpu")
     on_gpu = trained(residual_net, device)
     assert next(residual_net.parameters()).device.type == device.type
     assert all(tensor.device.type == "cpu" for tensor in on_gpu.weights.values())
     assert largest_difference(on_gpu.weights, on_cpu.weights) < 1e-3
-    assert largest_difference(start, on_cpu.weights) > 1e-2  # they did learn
+    moved = largest_difference(start, {"conv1.weight": on_cpu.weights["conv1.weight"]})
+    assert moved > 1e-2  # ten times the tolerance: a GPU that learns nothing is seen
     for ours, theirs in zip(on_gpu.history, on_cpu.history, strict=True):
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
         assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-3)
