@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +90,10 @@ def changed(key: str, value: object) -> Parts:
         (changed("train_y", [-1] + [0] * 19), "label -1 is negative"),
         (changed("test_y", [-3] + [0] * 19), "label -3 is negative"),
         (changed("train_y", [255, 1, 2, 3] + [0] * 16), "reach 255, but no training image is labelled 4"),
+        (
+            changed("train_y", [0] * 20) | {"test_y": np.zeros(20, int)},
+            r"every training image is labelled 0[\s\S]*two classes",
+        ),
         (changed("train_y", [1] * 10 + [2] * 10), "no training image is labelled 0"),
         (changed("test_y", [4] + [0] * 19), "test label 4 is out of range"),
         (changed("test_x", np.zeros((20, 3, 6, 6), np.uint8)), r"\(3, 5, 6\), test images \(3, 6, 6\)"),
@@ -136,9 +142,19 @@ def test_flipped_bytes_are_noticed(tmp_path: Path, compress: bool) -> None:
         load(path)
 
 
-def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a\.npz"):
+def test_pickled_arrays_and_other_files_are_told_apart_from_damage(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.npz holds Python objects, which are never run") as told:
         load(tmp_path / "a.npz", changed("train_y", np.array([{}] * 20, dtype=object)))
+    assert "allow_pickle" not in str(told.value)
+    (tmp_path / "b.npz").write_text("hello", encoding="utf-8")
+    with pytest.raises(DataError, match=r"b\.npz is not an \.npz file") as told:
+        load(tmp_path / "b.npz")
+    assert "numpy.savez" in str(told.value)
+
+
+def test_a_folder_where_a_file_should_be_is_called_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a folder, not a file"):
+        load(tmp_path)
 
 
 def test_a_single_array_is_not_a_data_file(tmp_path: Path) -> None:
@@ -207,9 +223,18 @@ def test_folders_without_their_parts_or_classes_are_refused(tmp_path: Path) -> N
     with pytest.raises(DataError, match="train holds no images"):
         load_folder(tmp_path)
     root = image_folder(tmp_path)
+    (root / "train" / "zebra").mkdir()
+    with pytest.raises(DataError, match=r"train.zebra holds no images"):
+        load_folder(root)
+    (root / "train" / "zebra").rmdir()
     write_image(root / "test" / "bird" / "0.png", 0)
     with pytest.raises(DataError, match="'bird' has no folder"):
         load_folder(root)
+
+
+def test_checking_files_loads_no_torch() -> None:
+    code = "import ticket_export.data.files, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.data
