@@ -101,7 +101,11 @@ def test_a_pickled_whole_model_is_refused(tmp_path: Path) -> None:
 
 def test_object_arrays_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", a=np.array([{}], dtype=object))
-    with pytest.raises(TrainError, match=r"w\.npz"):
+    with pytest.raises(TrainError, match=r"w\.npz holds Python objects, which are never run"):
+        digits_net(1, tmp_path / "w.npz")
+    np.save(tmp_path / "w.npy", np.zeros(3))
+    (tmp_path / "w.npy").replace(tmp_path / "w.npz")
+    with pytest.raises(TrainError, match=r"w\.npz is not an \.npz file"):
         digits_net(1, tmp_path / "w.npz")
 
 
@@ -110,9 +114,11 @@ def test_a_damaged_or_missing_file_is_named(tmp_path: Path, suffix: str) -> None
     path = tmp_path / f"w{suffix}"
     with pytest.raises(TrainError, match=f"w{suffix} does not exist"):
         digits_net(1, path)
-    path.write_bytes(b"not weights at all")
-    with pytest.raises(TrainError, match=f"w{suffix}"):
-        digits_net(1, path)
+    for content in (b"", b"not weights at all", b"hello", b"PK\x03\x04 no archive"):
+        path.write_bytes(content)
+        with pytest.raises(TrainError, match=f"w{suffix}") as told:
+            digits_net(1, path)
+        assert "allow_pickle" not in str(told.value)
 
 
 def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
@@ -169,6 +175,8 @@ def test_a_missing_vision_package_gives_the_install_command(
     [
         ("resnet20", "'resnet20'"),
         ("zoo:", "'zoo:'"),
+        ("zoo:resnet99", r"resnet99[\s\S]*resnet20"),
+        ("math:nothing", "'math:nothing': there is no function 'nothing'"),
         ("nowhere.at.all:fn", "nowhere"),
         ("missing.py:fn", r"missing\.py"),
         ("math:sqrt", "math:sqrt"),
@@ -183,4 +191,12 @@ def test_builders_that_give_no_network_are_refused(builder: str, text: str) -> N
 def test_a_users_file_that_fails_is_named_with_its_error(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("1 / 0\n", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"mine\.py.*ZeroDivisionError"):
+        build(f"{tmp_path / 'mine.py'}:net")
+
+
+@pytest.mark.parametrize("when", ["loaded", "called"])
+def test_a_builder_that_ends_the_program_is_an_error_like_any_other(tmp_path: Path, when: str) -> None:
+    code = "raise SystemExit(7)" if when == "loaded" else "def net():\n    raise SystemExit(7)"
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"mine\.py[\s\S]*SystemExit: 7"):
         build(f"{tmp_path / 'mine.py'}:net")

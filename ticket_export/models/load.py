@@ -87,9 +87,10 @@ def _fresh(
 
 
 def _num_classes_from(name: str, held: Mapping[str, Tensor] | None) -> int:
-    facts = ZOO_FACTS.get(name)
-    if facts is not None and held is not None:
-        classifier = held.get(f"{facts.classifier}.weight")
+    if name not in ZOO_FACTS:
+        raise RecipeError(f"the zoo holds no network {name!r}", hint=f"it holds {', '.join(ZOO_FACTS)}")
+    if held is not None:
+        classifier = held.get(f"{ZOO_FACTS[name].classifier}.weight")
         if classifier is not None and classifier.ndim == 2:
             return classifier.shape[0]
     raise RecipeError(
@@ -132,7 +133,7 @@ def _module_from_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickling look their module up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's file may raise anything
+    except (Exception, SystemExit) as error:  # the user's file may raise anything
         raise RecipeError(
             f"model.builder: {path} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
@@ -143,7 +144,7 @@ def _function(module: ModuleType, name: str, builder: str) -> Callable[..., obje
     function = getattr(module, name, None)
     if not callable(function):
         raise RecipeError(
-            f"model.builder {builder!r}: {module.__name__} has no function {name!r}", hint=f"write {_FORMS}"
+            f"model.builder {builder!r}: there is no function {name!r} in it", hint=f"write {_FORMS}"
         )
     return cast(Callable[..., object], function)
 
@@ -151,7 +152,7 @@ def _function(module: ModuleType, name: str, builder: str) -> Callable[..., obje
 def _call(builder: str, function: Callable[..., object], args: Mapping[str, object]) -> nn.Module:
     try:
         model = function(**args)
-    except Exception as error:  # a foreign function may raise anything
+    except (Exception, SystemExit) as error:  # a foreign function may raise anything
         raise RecipeError(
             f"model.builder {builder!r} failed on {dict(args)}: {type(error).__name__}: {error}",
             hint="check model.args",

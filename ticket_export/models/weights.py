@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,8 +55,10 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
             f"weights file {path} holds Python objects, which are never run",
             hint="save the weights alone: torch.save(model.state_dict(), path)",
         ) from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise TrainError(f"weights file {path} cannot be read: {error}", hint="write it again") from error
+    except Exception as error:  # bytes of another kind break the unpickler in any way
+        raise TrainError(
+            f"weights file {path} cannot be read: {type(error).__name__}: {error}", hint="write it again"
+        ) from error
     if isinstance(held, dict) and isinstance(held.get("state_dict"), dict):
         held = held["state_dict"]
     if not isinstance(held, dict):
@@ -72,9 +75,20 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
 def _read_npz(path: Path) -> dict[str, Tensor]:
     try:
         # numpy leaves a file that it opened itself open when the archive is damaged
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
-    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise TrainError(
+                    f"weights file {path} is not an .npz file", hint="numpy.savez(path, **arrays_by_name)"
+                )
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
+    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        if "allow_pickle" in str(error):  # numpy's words would tell the user to load it unsafely
+            raise TrainError(
+                f"weights file {path} holds Python objects, which are never run",
+                hint="save plain arrays by name",
+            ) from error
         raise TrainError(f"weights file {path} cannot be read: {error}", hint="write it again") from error
 
 
