@@ -11,7 +11,7 @@ from typing import Any
 from costs.line import Line, timed
 
 from ticket_export.report.page import write_report
-from ticket_export.report.rows import Report, Training, Width
+from ticket_export.report.rows import ExportedFile, Report, Training, Width
 from ticket_export.store.machine import machine_facts
 
 REPORTED = {
@@ -50,6 +50,10 @@ def made_up_report() -> Report:
         widths={subject: dict.fromkeys(range(NUM_REPLICATES), widths) for subject in REPORTED},
         trainings=tuple(
             Training(subject=s, replicate=r, num_epochs=16, epoch_s=1.0, val_accuracy=0.98, threads=1)
+            for s, r in who
+        ),
+        exported=tuple(
+            ExportedFile(subject=s, replicate=r, precision="fp32", path=f"export/{'0' * 12}/model.onnx")
             for s, r in who
         ),
         num_test_images=360,

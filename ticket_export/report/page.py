@@ -38,7 +38,7 @@ def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
 
 
 def markdown(report: Report) -> str:
-    """Return `report.md`: the summary, a table per setting, the verdicts, the machine."""
+    """Return `report.md`: the summary, a table per setting, the verdicts, the files, the machine."""
     parts = [f"# {report.name}", words.headline(report), words.control_sentence(report)]
     parts += [words.measured_by(report)]
     reasons = words.unstable_reasons(report)
@@ -52,6 +52,7 @@ def markdown(report: Report) -> str:
     parts += ["## Verdicts", table.verdict_table(verdicts(report))]
     if report.trainings:
         parts += ["## Training", table.training_table(report)]
+    parts += ["## Exported files", table.exported_table(report)]
     parts += ["## Machine", table.machine_table(report.machine)]
     parts += ["## How to read this", "\n".join(f"- **{term}.** {text}" for term, text in words.READING)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -68,6 +69,7 @@ def page(report: Report) -> str:
             sections.against_the_others(report),
             sections.figures(report),
             sections.training(report),
+            sections.exported(report),
             sections.every_row(report),
             sections.reading(),
             sections.machine(report),

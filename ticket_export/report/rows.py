@@ -77,6 +77,16 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedFile:
+    """One exported network; `path` starts at the store, as `export/<key>/model.onnx`."""
+
+    subject: str
+    replicate: int
+    precision: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """Everything a run measured, ready to be printed.
 
@@ -86,6 +96,7 @@ class Report:
         rows: the rows of `report.json`: by subject, dense first, replicate, runtime, precision and batch.
         widths: subject -> replicate -> its channel groups, in the network's order.
         trainings: one per trained network.
+        exported: the file of every exported network, in the order of the rows.
         num_test_images: how many images every accuracy was computed on.
     """
 
@@ -94,6 +105,7 @@ class Report:
     rows: tuple[Row, ...]
     widths: Mapping[str, Mapping[int, tuple[Width, ...]]]
     trainings: tuple[Training, ...]
+    exported: tuple[ExportedFile, ...]
     num_test_images: int
 
     def to_json(self) -> dict[str, Any]:
@@ -163,6 +175,7 @@ def report_from_manifests(
         rows=tuple(rows),
         widths=_widths(exports.values()),
         trainings=_trainings(manifest["facts"] for manifest in by_stage.get("train", [])),
+        exported=_exported(by_stage.get("export", [])),
         num_test_images=_num_test_images(measured),
     )
 
@@ -216,6 +229,19 @@ def _widths(exports: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, tuple[W
             for group, width in facts["widths"].items()
         )
     return widths
+
+
+def _exported(manifests: Iterable[Manifest]) -> tuple[ExportedFile, ...]:
+    files = [
+        ExportedFile(
+            subject=manifest["facts"]["subject"],
+            replicate=manifest["facts"]["replicate"],
+            precision=manifest["facts"]["precision"],
+            path=f"export/{manifest['key']}/{manifest['facts']['file']}",
+        )
+        for manifest in manifests
+    ]
+    return tuple(sorted(files, key=lambda f: (subject_order(f.subject), f.replicate, f.precision)))
 
 
 def _trainings(trained: Iterable[Mapping[str, Any]]) -> tuple[Training, ...]:

@@ -161,6 +161,20 @@ def training(report: Report) -> str:
     )
 
 
+def exported(report: Report) -> str:
+    """Return where every exported network lies, folded away."""
+    heads = "".join(f'<th scope="col">{head}</th>' for head in table.EXPORTED_HEADS)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+        for cells in table.exported_rows(report)
+    )
+    return (
+        f"<h2>Exported files</h2><details><summary>All {len(report.exported)} files</summary>"
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div></details>"
+    )
+
+
 def every_row(report: Report) -> str:
     """Return every row of `report.json`, folded away."""
     heads = "".join(f'<th scope="col">{field}</th>' for field in ROW_FIELDS)

@@ -14,6 +14,7 @@ from ticket_export.report.verdict import SubjectLine, Verdict, epoch_cost
 if TYPE_CHECKING:
     from ticket_export.shrink.exact import ShrinkReport  # it knows tensors; at run time this room does not
 
+EXPORTED_HEADS = ("Subject", "Replicate", "Precision", "File, in the store")
 TRAINING_HEADS = ("Subject", "Epochs", "Epoch, s", "Share of dense", "MACs kept", "Threads")
 
 
@@ -84,6 +85,16 @@ def training_rows(report: Report) -> list[tuple[str, ...]]:
 def training_table(report: Report) -> str:
     """Return what training cost per subject, in markdown."""
     return markdown_table(TRAINING_HEADS, training_rows(report))
+
+
+def exported_rows(report: Report) -> list[tuple[str, ...]]:
+    """Return a row of `EXPORTED_HEADS` per exported file."""
+    return [(f.subject, str(f.replicate), f.precision, f.path) for f in report.exported]
+
+
+def exported_table(report: Report) -> str:
+    """Return where every exported network lies, in markdown."""
+    return markdown_table(EXPORTED_HEADS, exported_rows(report))
 
 
 def measured_table(rows: Sequence[Row]) -> str:
