@@ -5,6 +5,7 @@ TicketExportError
 ├── DataError          images or labels are missing, damaged or out of range
 ├── TrainError         training cannot start or go on: a loss that is not finite, weights that do not fit
 ├── StoreError         the output folder cannot be read, written or locked
+│   └── UnknownKeyError  a key that was asked for is in no stored result, or starts several
 ├── ShrinkError        the network cannot be traced, or the mask or the weights do not fit it
 │   └── DivergedError  the shrunk network does not compute the same function; nothing was written
 ├── ExportError        a file could not be exported
@@ -49,6 +50,12 @@ class StoreError(TicketExportError):
     """The output folder cannot be read, written or locked."""
 
     exit_code = 3
+
+
+class UnknownKeyError(StoreError):
+    """A key that was asked for is in no stored result, or starts several."""
+
+    exit_code = 2
 
 
 class ShrinkError(TicketExportError):

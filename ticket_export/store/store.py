@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ticket_export.errors import StoreError
+from ticket_export.errors import StoreError, UnknownKeyError
 from ticket_export.store import lock as locks
 from ticket_export.store.key import sha256_of_file
 from ticket_export.store.machine import machine_facts
@@ -28,6 +28,7 @@ from ticket_export.store.manifest import FILE_NAME, Manifest, StoredFile, manife
 
 _SCRATCH = "scratch"
 _POLL_S = 0.1
+_MAX_NAMED = 8  # keys in one message
 _HINTS: Mapping[int, str] = {
     errno.ENOSPC: "free some space, or choose another folder with --out, and run the same command again",
     errno.EDQUOT: "your quota is used up; choose another folder with --out and run the same command again",
@@ -218,15 +219,18 @@ class Store:
         """Return the manifest, as JSON values, of the one result whose key starts with `prefix`.
 
         Raises:
-            StoreError: no key or several start so, or the result is damaged.
+            UnknownKeyError: no key or several start so.
+            StoreError: the result is damaged, or the disk refuses.
         """
         with disk_errors_told(self.folder):
             paths = sorted(path.parent for path in self.folder.glob(f"*/*/{FILE_NAME}"))
         paths = [path for path in paths if path.name.startswith(prefix) and path.suffix == ""]
         if len(paths) != 1:
-            names = ", ".join(f"{path.parent.name}/{path.name}" for path in paths) or "nothing"
-            raise StoreError(
-                f"{self.folder}: {prefix!r} should start one key, got {names}", hint="see the keys by plan"
+            names = [f"{path.parent.name}/{path.name}" for path in paths[:_MAX_NAMED]]
+            names += [f"{len(paths) - _MAX_NAMED} more"] if len(paths) > _MAX_NAMED else []
+            raise UnknownKeyError(
+                f"{self.folder}: {prefix!r} should start one key, got {', '.join(names) or 'nothing'}",
+                hint="`ticket-export plan RECIPE` lists the keys; --out names another output folder",
             )
         found = self.look_up(paths[0].parent.name, paths[0].name)
         if not isinstance(found, Manifest):
