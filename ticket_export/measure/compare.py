@@ -11,7 +11,7 @@ from typing import Any
 from ticket_export.errors import MeasureError
 from ticket_export.measure.latency import measure_interleaved
 from ticket_export.measure.measurement import Measurement
-from ticket_export.measure.protocol import Protocol
+from ticket_export.measure.protocol import Protocol, require_cores
 from ticket_export.measure.speedup import Speedup, speedup
 from ticket_export.runtime.registry import open_runner
 
@@ -136,11 +136,12 @@ def compare(
 
     Raises:
         MeasureError: a file is missing or damaged, the models take unequal inputs or compute in unequal
-            precisions, or a number is out of range.
+            precisions, a number is out of range, or there are more threads than cores.
         MissingDependency: the runtime is not installed.
     """
     if not models:
         raise MeasureError("measure: no models were given")
+    require_cores(threads)
     block_s = ROUNDS_BUDGET_S / (max(rounds, 1) * len(models))
     protocol = Protocol(
         rounds=rounds, samples=samples, scope=scope, threads=threads, block_s=block_s, seed=seed

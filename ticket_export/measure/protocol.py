@@ -6,10 +6,20 @@ from dataclasses import dataclass
 
 from ticket_export.errors import MeasureError
 from ticket_export.runtime.runner import require_scope, require_threads
+from ticket_export.store.machine import num_usable_cores
 
 MIN_ROUNDS = 5  # a t interval over fewer rounds is wider than most speedups (t = 4.30 at 3 rounds)
 MIN_SAMPLES = 5  # a median of fewer timings is moved by a single interrupt
 MAX_SAMPLES = 1000
+
+
+def require_cores(threads: int) -> None:
+    """Raise MeasureError when `threads` of one inference would share cores: their waiting would be timed."""
+    if threads > num_usable_cores():
+        raise MeasureError(
+            f"measure: threads is {threads}, but this process may use {num_usable_cores()} cores",
+            hint="give every thread a core of its own: lower measure.threads or --threads",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

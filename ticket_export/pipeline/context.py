@@ -3,6 +3,7 @@
 # N images, C channels, H W pixels
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -77,12 +78,7 @@ class Context:
         images = load_images(
             data.source, data.path, holdout_fraction=data.holdout_fraction, seed=self.recipe.seed
         )
-        num_channels = images.image_shape[0]
-        if data.mean and len(data.mean) != num_channels:
-            raise DataError(
-                f"data.mean holds {len(data.mean)} values, but the images have {num_channels} channels",
-                hint="give data.mean and data.std one value per channel",
-            )
+        require_channels(data.mean, images.image_shape)
         return images
 
     @property
@@ -134,6 +130,17 @@ class Context:
     def file(self, node: Node, name: str) -> Path:
         """Return the path of one file of a result."""
         return self.store.path(node.stage, node.key) / name
+
+
+def require_channels(mean: Sequence[float], image_shape: Sequence[int]) -> None:
+    """Raise DataError unless `mean` is empty or holds a value per channel of [C, H, W]."""
+    if mean and len(mean) != image_shape[0]:
+        values = "1 value" if len(mean) == 1 else f"{len(mean)} values"
+        size = "x".join(map(str, image_shape))
+        raise DataError(
+            f"data.mean holds {values}, but the images have {image_shape[0]} channels ({size})",
+            hint="give data.mean and data.std one value per channel; arrays are (N, channels, height, width)",
+        )
 
 
 def _device_from_name(name: str) -> torch.device:

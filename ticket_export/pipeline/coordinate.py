@@ -20,8 +20,8 @@ from ticket_export.pipeline.nodes import (
 from ticket_export.pipeline.runs import RunFolder
 from ticket_export.pipeline.work import Emit, Event, event_of, is_complete, work
 from ticket_export.pipeline.worker import Settings, work_as_told, work_in_processes
-from ticket_export.recipe.schema import Recipe
-from ticket_export.stages import STAGE_WORDS, STAGES, StageWord
+from ticket_export.recipe.schema import ZOO_PREFIX, Recipe
+from ticket_export.stages import STAGE_WORDS, STAGES, StageWord, Subject
 from ticket_export.store.key import key_from_content
 from ticket_export.store.machine import machine_facts, num_usable_cores
 from ticket_export.store.manifest import Manifest
@@ -53,12 +53,20 @@ class PlannedNode:
 def plan(recipe: Recipe, out: str | Path = "out") -> tuple[PlannedNode, ...]:
     """Return every result `run` would make or find, parents before children; nothing is written.
 
+    Image files are read and checked, foreign builders called and weights loaded: what `run` would refuse at
+    its start is refused here.
+
     Raises:
-        DataError: the images are missing.
-        RecipeError: the weights or the builder's file are missing.
+        DataError: the images are missing, damaged or mislabelled.
+        RecipeError: the weights or the builder's file are missing, or the builder gives no network.
+        TrainError: the weights do not fit.
+        MeasureError: it would be timed on more threads than this machine has cores.
         StoreError: the store cannot be read.
     """
     store = Store(out)
+    inputs = hash_inputs(recipe)
+    _require_inputs(recipe, store)
+    _require_cores(recipe)
     return tuple(
         PlannedNode(
             stage=node.stage,
@@ -67,8 +75,28 @@ def plan(recipe: Recipe, out: str | Path = "out") -> tuple[PlannedNode, ...]:
             key=node.key,
             done=isinstance(store.look_up(node.stage, node.key), Manifest),
         )
-        for node in nodes_of(recipe, hash_inputs(recipe), machine_facts()["fingerprint"])
+        for node in nodes_of(recipe, inputs, machine_facts()["fingerprint"])
     )
+
+
+def _require_cores(recipe: Recipe) -> None:
+    from ticket_export.measure.protocol import require_cores
+
+    require_cores(recipe.measure.threads)
+
+
+def _require_inputs(recipe: Recipe, store: Store) -> None:
+    """Look at the files and functions a recipe names; without any this loads no torch."""
+    from ticket_export.pipeline.context import Context, require_channels
+
+    data, model = recipe.data, recipe.model
+    if model.weights is not None or not model.builder.startswith(ZOO_PREFIX):
+        with Context(recipe, store, device="cpu", threads=1) as context:
+            context.fresh_network(0, Subject("dense"))
+    elif data.path is not None:
+        from ticket_export.data.files import arrays_from_files
+
+        require_channels(data.mean, arrays_from_files(data.source, Path(data.path))["train_x"].shape[1:])
 
 
 def run(
@@ -98,6 +126,7 @@ def run(
 
     Raises:
         RecipeError: `until` names no stage, or a file the recipe needs is missing.
+        MeasureError: it would be timed on more threads than this machine has cores.
         StoreError: the disk refuses.
         TicketExportError: whatever a stage raises.
     """
@@ -107,6 +136,8 @@ def run(
     inputs = hash_inputs(recipe)
     machine = machine_facts()
     nodes = nodes_until(nodes_of(recipe, inputs, machine["fingerprint"]), last)
+    if last in ("measure", "report"):
+        _require_cores(recipe)
     store = Store(out)
     with RunFolder(out, recipe) as folder:
 
