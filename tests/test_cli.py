@@ -7,15 +7,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from ticket_export.cli import main
 from ticket_export.errors import StoreError
-from ticket_export.report.rows import ROW_FIELDS
+from ticket_export.report.rows import ROW_FIELDS, ExportedFile
 
 RECIPE = """
 name: tiny
@@ -163,6 +165,57 @@ def test_plan_lists_the_chain_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_plan_looks_into_the_files_that_a_recipe_names(
+    tell: Callable[..., Told], recipe: Path, tmp_path: Path
+) -> None:
+    images = {f"{part}_x": np.zeros((8, 3, 8, 8), np.uint8) for part in ("train", "test")}
+    labels = {f"{part}_y": np.arange(8) % 2 for part in ("train", "test")}
+    path = tmp_path / "images.npz"
+    np.savez(path, **images, **labels)  # type: ignore[arg-type]  # numpy's stub mistakes the names
+    words = ("plan", recipe, "--out", tmp_path / "out", "--set", "data.source=arrays")
+    assert tell(*words, "--set", f"data.path={path}")[0] == 0
+    normalise = ("--set", "data.mean=[0.5]", "--set", "data.std=[1.0]")
+    code, out, err = tell(*words, "--set", f"data.path={path}", *normalise)
+    assert (code, out) == (2, "")
+    assert "data.mean holds 1 value, but the images have 3 channels (3x8x8)" in err
+    path.write_bytes(path.read_bytes()[:-30])
+    code, out, err = tell(*words, "--set", f"data.path={path}")
+    assert (code, out) == (2, "")
+    assert f"{path} cannot be read" in err
+
+
+def test_plan_tries_a_foreign_builder_and_its_prints_are_no_data(
+    tell: Callable[..., Told], recipe: Path, tmp_path: Path
+) -> None:
+    net = tmp_path / "net.py"
+    net.write_text(
+        "from torch import nn\ndef make():\n    print('hello')\n    return nn.Linear(2, 2)\n",
+        encoding="utf-8",
+    )
+    words = ("plan", recipe, "--out", tmp_path / "out", "--set")
+    code, out, err = tell(*words, f"model.builder={net}:make")
+    assert code == 0
+    assert "hello" not in out
+    assert "hello" in err
+    code, out, err = tell(*words, f"model.builder={net}:take")
+    assert (code, out) == (2, "")
+    assert "there is no function 'take'" in err
+
+
+def test_more_threads_than_cores_are_refused_before_anything_is_trained(
+    tell: Callable[..., Told], recipe: Path, models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for words in (
+        ("run", recipe, "--out", tmp_path / "out", "--set", "measure.threads=1000"),
+        ("plan", recipe, "--out", tmp_path / "out", "--set", "measure.threads=1000"),
+        ("measure", *models, "--threads", "1000"),
+    ):
+        code, out, err = tell(*words)
+        assert (code, out) == (2, "")
+        assert "threads is 1000, but this process may use" in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unknown_stage_is_input(tell: Callable[..., Told], recipe: Path, tmp_path: Path) -> None:
     code, _, err = tell("run", recipe, "--until", "finnd", "--out", tmp_path / "out")
     assert code == 2
@@ -189,6 +242,32 @@ def test_an_error_is_told_with_its_hint_and_its_code(
 
     monkeypatch.setattr("ticket_export.pipeline.run", full)
     assert tell("run", recipe) == (3, "", "error: out/store: the disk is full\nhint: free some space\n")
+
+
+def test_a_run_ends_with_its_summary_the_report_and_the_files_to_measure(
+    tell: Callable[..., Told], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subjects = ("dense", "ticket@1", "ticket@2", "random@2")
+    files = [
+        ExportedFile(subject=subject, replicate=replicate, precision="fp32", path=f"export/{subject}.onnx")
+        for subject in subjects
+        for replicate in (0, 1)
+    ]
+
+    def run(*_: object, **__: object) -> SimpleNamespace:
+        print("printed by a builder")
+        return SimpleNamespace(summary="Faster.", subjects=subjects, exported=files)
+
+    monkeypatch.setattr("ticket_export.pipeline.run", run)
+    code, out, err = tell("run", recipe, "--out", tmp_path)
+    assert code == 0
+    assert "printed by a builder" in err
+    assert out.splitlines() == [
+        "Faster.",
+        f"report: {tmp_path / 'runs' / 'tiny' / 'report.html'}",
+        f"dense: {tmp_path / 'store' / 'export' / 'dense.onnx'}",
+        f"ticket@2: {tmp_path / 'store' / 'export' / 'ticket@2.onnx'}",
+    ]
 
 
 def test_progress_goes_to_stderr_a_line_per_step(
@@ -218,7 +297,7 @@ def test_progress_goes_to_stderr_a_line_per_step(
 
 def test_show_names_a_key_that_is_not_there(tell: Callable[..., Told], tmp_path: Path) -> None:
     code, out, err = tell("show", "abc123", "--out", tmp_path)
-    assert (code, out) == (3, "")
+    assert (code, out) == (2, "")
     assert "'abc123'" in err
 
 
@@ -291,6 +370,11 @@ def test_unequal_models_are_input(
         (("{dense}", "--batch", "1,zero"), "'1,zero'"),
         (("{dense}", "--batch", "0"), "'0'"),
         (("{dense}", "--batch", ""), "''"),
+        (("{dense}", "--batch", "1,4,1"), "--batch: 1 is given twice"),
+        (("{dense}", "--runtime", "ort-cpu,ort-cpu"), "--runtime: ort-cpu is given twice"),
+        (("{dense}", "--runtime", "ort-cpu,tensorflow"), "'tensorflow' is not one of ort-cpu, torch"),
+        (("a=",), "'a=' names no file"),
+        (("/",), "/: a folder"),
         (("{dense}", "--runtime", "ort-gpu"), "ort-gpu"),
         (("{dense}", "--runtime", ","), "','"),
         (("{dense}", "--rounds", "4"), "4"),
@@ -348,7 +432,6 @@ def net():
 def test_shrink_saves_a_smaller_network_that_computes_the_same(
     tell: Callable[..., Told], tmp_path: Path
 ) -> None:
-    import numpy as np
     import onnxruntime
     import torch
 
@@ -373,6 +456,8 @@ def test_shrink_saves_a_smaller_network_that_computes_the_same(
         next(line for line in told.splitlines() if line.startswith("weights")).split()[2].replace(",", "")
     )
     assert num_kept < num_dense
+    origin = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["origin"]
+    assert origin == {"builder": f"{tmp_path / 'net.py'}:net", "args": {}, "input_shapes": [[3, 8, 8]]}
     small = te.load_bundle(out, scope["net"]())
     assert sum(parameter.numel() for parameter in small.parameters()) == num_kept
     images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -380,6 +465,23 @@ def test_shrink_saves_a_smaller_network_that_computes_the_same(
     logits = onnxruntime.InferenceSession(out / "model.onnx").run(None, {"input": images.numpy()})[0]
     assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
     assert np.abs(small.eval()(images).detach().numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_a_bundle_that_cannot_be_written_is_told(tell: Callable[..., Told], tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("print('hello')\n" + NET, encoding="utf-8")
+    scope: dict[str, Any] = {}
+    exec(NET, scope)
+    np.savez(tmp_path / "w.npz", **{n: tensor.numpy() for n, tensor in scope["net"]().state_dict().items()})
+    taken = tmp_path / "taken"
+    taken.touch()
+    code, out, err = tell(
+        *("shrink", f"{tmp_path / 'net.py'}:net", "--weights", tmp_path / "w.npz"),
+        *("--input", "1x3x8x8", "--out", taken),
+    )
+    assert (code, out) == (3, "")
+    assert err.startswith("hello\n")  # what a builder prints is no data
+    assert str(taken) in err
+    assert "choose another folder with --out" in err
 
 
 def test_doctor_lists_machine_and_packages(tell: Callable[..., Told]) -> None:

@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +29,7 @@ from ticket_export.errors import (
 if TYPE_CHECKING:
     from ticket_export.pipeline.nodes import Node
     from ticket_export.recipe.schema import Recipe
+    from ticket_export.report.rows import Report
 
 app = typer.Typer(
     name="ticket-export",
@@ -40,7 +42,8 @@ app = typer.Typer(
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="such as recipes/digits_resnet20.yaml")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="replace one value of the recipe")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="replace a value of the recipe; may be repeated"),
 ]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="where the store and the reports live")]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="where to train: cpu, cuda, mps")]
@@ -101,7 +104,8 @@ def check(
         else:
             typer.echo(f"{path}: ok")
     if failed:
-        typer.echo(f"{failed} of {len(recipes)} recipes are wrong", err=True)
+        if len(recipes) > 1:
+            typer.echo(f"{failed} of {len(recipes)} recipes are wrong", err=True)
         raise typer.Exit(RecipeError.exit_code)
 
 
@@ -111,12 +115,13 @@ def plan(
     overrides: Overrides = None,
     out: OutFolder = Path("out"),
 ) -> None:
-    """List what `run` would do, in order, and what of it is already done. Writes nothing."""
+    """List what a run would do, and what is done. Reads the files a recipe names, writes nothing."""
     from ticket_export.pipeline import plan as plan_recipe
     from ticket_export.recipe.load import load_recipe
     from ticket_export.report.table import text_table
 
-    nodes = plan_recipe(load_recipe(recipe_path, overrides or ()), out)
+    with redirect_stdout(sys.stderr):  # a foreign builder may print
+        nodes = plan_recipe(load_recipe(recipe_path, overrides or ()), out)
     rows = [
         (
             node.stage,
@@ -136,14 +141,17 @@ def plan(
 def run(
     recipe_path: RecipePath,
     overrides: Overrides = None,
-    until: Annotated[str | None, typer.Option(metavar="STAGE", help="stop after this stage")] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(metavar="STAGE", help="stop after train, find, shrink, export, measure or report"),
+    ] = None,
     out: OutFolder = Path("out"),
     device: Device = "cpu",
     workers: Annotated[
         int | None, typer.Option(help="training processes [default: the cores, at most 4; 1 on a GPU]")
     ] = None,
 ) -> None:
-    """Do everything a recipe says, skip what is done, and write the report."""
+    """Do what a recipe says, skip what is done, report."""
     from rich.console import Console
 
     from ticket_export.pipeline import run as run_recipe
@@ -156,7 +164,10 @@ def run(
         workers = min(num_usable_cores(), 4) if device == "cpu" else 1
     try:
         console = Console(stderr=True, highlight=False)
-        with Progress(console, num_steps=_num_steps(recipe, until)) as progress:
+        with (
+            Progress(console, num_steps=_num_steps(recipe, until)) as progress,
+            redirect_stdout(sys.stderr),  # a foreign builder may print
+        ):
             report = run_recipe(recipe, out, workers=workers, device=device, until=until, emit=progress)
     except KeyboardInterrupt:
         typer.echo("stopped; nothing is lost: the same command goes on from here", err=True)
@@ -165,6 +176,16 @@ def run(
     if report is not None:
         typer.echo(report.summary)
         typer.echo(f"report: {out / 'runs' / recipe.name / 'report.html'}")
+        _say_files(report, out / "store")
+
+
+def _say_files(report: Report, store: Path) -> None:
+    """Print where dense and the last ticket lie, for `measure`; the report lists them all."""
+    from ticket_export.report.verdict import last_ticket
+
+    for file in report.exported:
+        if file.subject in ("dense", last_ticket(report)) and file.replicate == 0:
+            typer.echo(f"{file.subject}: {store / file.path}")
 
 
 def _num_steps(recipe: Recipe, until: str | None) -> int:
@@ -184,10 +205,13 @@ def show(
     key: Annotated[str, typer.Argument(metavar="KEY", help="as `plan` prints it; its first digits will do")],
     out: OutFolder = Path("out"),
 ) -> None:
-    """Print the manifest of one stored result, after checking its files against their hashes."""
+    """Print the manifest of one stored result. Its files are checked against their hashes first."""
     from ticket_export.store.store import Store
 
-    typer.echo(json.dumps(Store(out).find(key), indent=2))
+    store = Store(out)
+    manifest = store.find(key)
+    typer.echo(json.dumps(manifest, indent=2))
+    typer.echo(f"files: {store.path(manifest['stage'], manifest['key'])}", err=True)
 
 
 @app.command()
@@ -203,19 +227,18 @@ def measure(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the rows of report.json instead")] = False,
 ) -> None:
-    """Time models side by side, with intervals; exit 1 when a measurement is unstable."""
+    """Time models side by side, with intervals. Exits 1 when a measurement is unstable."""
     from ticket_export.measure.compare import compare
 
     path_by_name = _named_models(models)
     sizes = _batches(batch)
     timed = partial(compare, path_by_name, scope=scope, threads=threads, rounds=rounds, samples=samples)
     comparisons = []
-    for name in _comma_list(runtime):
+    for name in _runtimes(runtime):
         for size in sizes:
-            typer.echo(f"timing {len(path_by_name)} models, {name}, batch {size}, {rounds} rounds", err=True)
+            models_told = "1 model" if len(models) == 1 else f"{len(models)} models"
+            typer.echo(f"timing {models_told}, {name}, batch {size}, {rounds} rounds", err=True)
             comparisons.append(timed(runtime=name, batch=size))
-    if not comparisons:
-        raise MeasureError(f"--runtime: {runtime!r} names no runtime", hint="for example --runtime ort-cpu")
     rows = [row for comparison in comparisons for row in comparison.rows]
     if as_json:
         document = {"schema": 1, "machine": comparisons[0].machine, "rows": rows}
@@ -236,11 +259,32 @@ def _comma_list(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
+def _runtimes(text: str) -> list[str]:
+    """Return the runtimes named, all of them known before the first is timed."""
+    from ticket_export.runtime.registry import RUNTIMES
+
+    names = _comma_list(text)
+    wrong = [name for name in names if name not in RUNTIMES]
+    if wrong or not names:
+        raise MeasureError(
+            f"--runtime: {(wrong or [text])[0]!r} is not one of {', '.join(RUNTIMES)}",
+            hint="for example --runtime ort-cpu",
+        )
+    return _each_once("--runtime", names)
+
+
+def _each_once(option: str, words: list[str]) -> list[str]:
+    for place, word in enumerate(words):
+        if word in words[:place]:
+            raise MeasureError(f"{option}: {word} is given twice", hint="name each one once")
+    return words
+
+
 def _batches(text: str) -> list[int]:
     sizes = _comma_list(text)
     if not sizes or not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise MeasureError(f"--batch: {text!r} is not a list of sizes", hint="for example --batch 1,8,64")
-    return [int(size) for size in sizes]
+    return [int(size) for size in _each_once("--batch", sizes)]
 
 
 def _named_models(arguments: Sequence[str]) -> dict[str, Path]:
@@ -248,6 +292,8 @@ def _named_models(arguments: Sequence[str]) -> dict[str, Path]:
     path_by_name: dict[str, Path] = {}
     for argument in arguments:
         name, equals, file = argument.partition("=")
+        if equals and not file:
+            raise MeasureError(f"{argument!r} names no file", hint="write NAME=FILE.onnx")
         if equals and name and "/" not in name and not Path(argument).exists():
             if name in path_by_name:
                 raise MeasureError(
@@ -275,7 +321,7 @@ def shrink(
     round_to: Annotated[int, typer.Option(help="keep widths that are multiples of this")] = 1,
     onnx: Annotated[bool, typer.Option("--onnx", help="export model.onnx beside the bundle")] = False,
 ) -> None:
-    """Cut the dead channels out of a network without changing its function, and save it as a bundle."""
+    """Cut dead channels out, same function, smaller file. The result is saved as a bundle."""
     shape, builder_arguments = _shape(input_shape), _plain_arguments(arguments or ())
     import torch
 
@@ -283,11 +329,15 @@ def shrink(
     from ticket_export.report.table import shrunk_table
     from ticket_export.shrink.bundle import save_bundle
     from ticket_export.shrink.exact import shrink as shrink_network
+    from ticket_export.store.store import disk_errors_told
 
-    model = build(builder, builder_arguments, weights, image_shape=shape[1:]).eval()
+    with redirect_stdout(sys.stderr):  # a foreign builder may print
+        model = build(builder, builder_arguments, weights, image_shape=shape[1:]).eval()
     example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     shrunk = shrink_network(model, (example,), round_to=round_to)
-    save_bundle(shrunk, out)
+    with disk_errors_told(out):
+        origin = {"builder": builder, "args": builder_arguments, "input_shapes": [list(shape[1:])]}
+        save_bundle(shrunk, out, origin=origin)
     typer.echo(shrunk_table(shrunk.report))
     if onnx:
         from ticket_export.export.onnx import onnx_from_module
@@ -320,14 +370,14 @@ def _plain_arguments(words: Sequence[str]) -> dict[str, object]:
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine offers: packages, runtimes, devices; exit 3 when a needed package is missing."""
+    """Say what this machine offers: packages, devices. Exits 3 when a needed package is missing."""
     from ticket_export.report.table import text_table
     from ticket_export.report.words import machine_pairs
-    from ticket_export.store.machine import machine_facts
+    from ticket_export.store.machine import declared_packages, machine_facts
 
     facts = machine_pairs({key: value for key, value in machine_facts().items() if key != "packages"})
     typer.echo(text_table(("machine", ""), [*facts, ("accelerator", _accelerator())]))
-    packages = _declared_packages()
+    packages = declared_packages()
     typer.echo()
     typer.echo(text_table(("package", "needed for", "version"), packages))
     missing = [name for name, needed_for, found in packages if (needed_for, found) == ("all", "-")]
@@ -335,24 +385,6 @@ def doctor() -> None:
         raise MissingDependency(
             f"not installed: {', '.join(missing)}", hint=f"pip install {' '.join(missing)}"
         )
-
-
-def _declared_packages() -> list[tuple[str, str, str]]:
-    """Return each declared dependency, what needs it (all or an extra), and its version or `-`."""
-    from importlib.metadata import PackageNotFoundError, requires, version
-
-    packages = []
-    for requirement in requires("ticket-export") or []:
-        words = re.match(r"(?P<name>[\w.-]+)(?:.*extra == \"(?P<extra>\w+)\")?", requirement)
-        assert words is not None, requirement
-        if words["extra"] == "test":
-            continue
-        try:
-            found = version(words["name"])
-        except PackageNotFoundError:
-            found = "-"
-        packages.append((words["name"], f"[{words['extra']}]" if words["extra"] else "all", found))
-    return packages
 
 
 def _accelerator() -> str:

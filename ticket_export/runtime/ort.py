@@ -175,7 +175,8 @@ def _load_graph(path: Path) -> onnx.ModelProto:
     except ImportError as error:
         raise MissingDependency("onnx is not installed", hint="pip install onnx") from error
     if not path.is_file():
-        raise MeasureError(f"{path}: no such file", hint="give the path of an exported .onnx file")
+        state = "a folder" if path.is_dir() else "no such file"
+        raise MeasureError(f"{path}: {state}", hint="give the path of an exported .onnx file")
     try:
         model = onnx.load(path, load_external_data=False)
     except OSError as error:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ticket_export.errors import ShrinkError
+from ticket_export.errors import ShrinkError, StoreError
 from ticket_export.shrink.exact import Shrunk
 from ticket_export.shrink.graph_form import graph_form
 from ticket_export.shrink.plan import Plan
@@ -35,6 +35,10 @@ def save_bundle(shrunk: Shrunk, folder: str | Path, *, origin: Mapping[str, obje
         shrunk: the result of `shrink`.
         folder: made if it does not exist; files of an older bundle in it are replaced.
         origin: where the dense network came from, e.g. {"builder": "zoo:resnet20"}; kept in the manifest.
+
+    Raises:
+        StoreError: the weights cannot be written, for example on a full disk.
+        OSError: the folder cannot be made.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +49,12 @@ def save_bundle(shrunk: Shrunk, folder: str | Path, *, origin: Mapping[str, obje
     if len(shared) < len(tensors):  # safetensors refuses tensors that share memory
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     partial = folder / f"{WEIGHTS}.partial"
-    save_file(tensors, partial)
+    try:
+        save_file(tensors, partial)
+    except SafetensorError as error:  # its own kind, also when the disk is full
+        raise StoreError(
+            f"{partial}: {error}", hint="if the disk is full, free some space or choose another folder"
+        ) from error
     partial.replace(folder / WEIGHTS)
     manifest = {
         "schema": SCHEMA,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,22 @@ def machine_facts() -> dict[str, Any]:  # Any: JSON values
     not memory, kernel release or Python, which are told beside it.
     """
     return dict(_facts())
+
+
+def declared_packages() -> list[tuple[str, str, str]]:
+    """Return each package this one declares, what needs it (`all` or `[extra]`), and its version or `-`."""
+    packages = []
+    for requirement in metadata.requires("ticket-export") or []:
+        words = re.match(r"(?P<name>[\w.-]+)(?:.*extra == \"(?P<extra>\w+)\")?", requirement)
+        assert words is not None, requirement
+        if words["extra"] == "test":
+            continue
+        try:
+            found = metadata.version(words["name"])
+        except metadata.PackageNotFoundError:
+            found = "-"
+        packages.append((words["name"], f"[{words['extra']}]" if words["extra"] else "all", found))
+    return packages
 
 
 def num_usable_cores() -> int:
