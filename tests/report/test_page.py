@@ -198,6 +198,19 @@ def test_markdown_has_a_table_per_batch_with_a_row_per_subject(report: Report) -
         assert f" {cell} " in row
 
 
+def test_every_exported_file_is_listed_where_it_lies(report: Report, html: str) -> None:
+    path = f"export/{'0' * 12}/model.onnx"
+    assert [(file.subject, file.replicate) for file in report.exported][:4] == [
+        ("dense", 0),
+        ("dense", 1),
+        ("dense", 2),
+        ("ticket@1", 0),
+    ]
+    files = markdown(report).partition("## Exported files")[2].partition("##")[0]
+    assert files.count(path) == len(report.exported) == 21
+    assert html.count(path) == 21
+
+
 def test_the_files_are_written_whole_and_json_is_the_contract(report: Report, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "digits"
     paths = write_report(report, folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ticket_export.errors import StoreError
+from ticket_export.errors import StoreError, UnknownKeyError
 from ticket_export.store.manifest import Manifest
 from ticket_export.store.store import Damage, Store
 
@@ -154,8 +154,12 @@ def test_a_result_is_shown_by_the_start_of_its_key(tmp_path: Path) -> None:
         StoreError, match="'0' should start one key, got train/0123456789ab, train/0999999999ab"
     ):
         Store(tmp_path).find("0")
-    with pytest.raises(StoreError, match="'7' should start one key, got nothing"):
+    with pytest.raises(UnknownKeyError, match="'7' should start one key, got nothing"):
         Store(tmp_path).find("7")
+    for index in range(9):
+        publish(Store(tmp_path), key=f"aaaaaaaaaaa{index}")
+    with pytest.raises(UnknownKeyError, match=r"train/aaaaaaaaaaa7, 1 more"):
+        Store(tmp_path).find("a")
     (tmp_path / "store" / STAGE / KEY / "weights.bin").write_text("other..")
     with pytest.raises(StoreError, match=r"damaged: .*weights\.bin has changed"):
         Store(tmp_path).find("012")
