@@ -30,6 +30,7 @@ class Progress:
         self._console = console
         self._bars = Bars(*columns, console=console, transient=True)
         self._task_by_key: dict[str, TaskID] = {}
+        self._damaged: set[str] = set()
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -46,7 +47,8 @@ class Progress:
         match event["event"]:
             case "skip":
                 self.num_skipped += 1
-            case "damaged":
+            case "damaged" if key not in self._damaged:  # every process that looks sees it
+                self._damaged.add(key)
                 self._say(f"damaged, made again: {event['reason']}")
             case "start":
                 self._task_by_key[key] = self._bars.add_task(name, total=None, note="")
