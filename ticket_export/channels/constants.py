@@ -19,33 +19,12 @@ from torch import Tensor
 from torch.fx import Node
 
 from ticket_export.channels import ops
-from ticket_export.channels.compact import aligned_cores, broadcast, compact, core, varying_axes
+from ticket_export.channels.compact import aligned_cores, compact, core, varying_axes
+from ticket_export.channels.known import Known, all_tainted
 from ticket_export.channels.labelled import LabelledGraph
 from ticket_export.channels.movement import moved
+from ticket_export.channels.products import ATTENTION, PRODUCTS, known_attention, known_product
 from ticket_export.channels.trace import Trace, concrete_shape, example_shape
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A value and where it may depend on the input; `value` is 0 wherever `taint` is True.
-
-    Attributes:
-        value: float64, compact.
-        taint: bool, same shape, compact.
-    """
-
-    value: Tensor
-    taint: Tensor
-
-    @classmethod
-    def of(cls, value: Tensor, taint: Tensor) -> Known:
-        """Return the pair with tainted and non-finite values cleared."""
-        value, taint = broadcast(value, taint)
-        (stored, stored_taint), shape = aligned_cores([value, taint])
-        stored = stored.to(torch.float64)
-        stored_taint = stored_taint | ~torch.isfinite(stored)
-        stored = torch.where(stored_taint, 0.0, stored)
-        return cls(compact(stored.expand(shape)), compact(stored_taint.expand(shape)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +82,7 @@ class _Evaluator:
 
     def run(self, node: Node) -> None:
         if node.op == "placeholder":
-            self.found.values[node] = _all_tainted(concrete_shape(node))
+            self.found.values[node] = all_tainted(concrete_shape(node))
         elif node.op == "call_function":
             value = node.meta.get("val")
             if isinstance(value, Tensor | tuple | list):
@@ -122,7 +101,7 @@ class _Evaluator:
     def _constant(self, name: str) -> Known:
         tensor = self.trace.tensor(name).detach()
         if tensor.is_complex():
-            return _all_tainted(tensor.shape)
+            return all_tainted(tensor.shape)
         return Known.of(compact(tensor.to(torch.float64)), torch.zeros((), dtype=torch.bool))
 
     def first(self, node: Node) -> Known:
@@ -163,6 +142,12 @@ class _Evaluator:
             return self._pool(node)
         if name in ops.REDUCTIONS:
             return self._reduction(node)
+        if name == ATTENTION:
+            assert isinstance(node.args[2], Node)
+            return known_attention(self.known(node.args[2]), concrete_shape(node))
+        if name in PRODUCTS:
+            a, b = (self.known(part) for part in node.args[:2] if isinstance(part, Node))
+            return known_product(a, b)
         if ops.is_pointwise(node):
             return self._pointwise(node)
         return self._all_tainted_like(node)
@@ -170,8 +155,8 @@ class _Evaluator:
     def _all_tainted_like(self, node: Node) -> Known | tuple[Known, ...]:
         value = node.meta["val"]
         if isinstance(value, Tensor):
-            return _all_tainted(concrete_shape(node))
-        return tuple(_all_tainted(example_shape(part)) for part in value if isinstance(part, Tensor))
+            return all_tainted(concrete_shape(node))
+        return tuple(all_tainted(example_shape(part)) for part in value if isinstance(part, Tensor))
 
     def _channel_line(self, known: Known, axis: int) -> tuple[Tensor, Tensor]:
         """Return value and taint per position on `axis`; a channel that changes elsewhere is tainted."""
@@ -235,7 +220,7 @@ class _Evaluator:
         )
         # gamma exactly zero: the channel is beta, whatever comes in
         known = Known.of(((value - mean) * scale + shift).expand(shape), (taint & (scale != 0)).expand(shape))
-        nothing = _all_tainted(torch.Size([0]))
+        nothing = all_tainted(torch.Size([0]))
         return (known, nothing, nothing) if isinstance(node.meta["val"], tuple | list) else known
 
     @staticmethod
@@ -278,7 +263,7 @@ class _Evaluator:
         output = node.meta["val"]
         if isinstance(output, tuple | list):
             shape = example_shape(output[0])
-            indices = _all_tainted(shape)
+            indices = all_tainted(shape)
             return (Known.of(value.expand(shape), taint.expand(shape)), indices)
         shape = concrete_shape(node)
         return Known.of(value.expand(shape), taint.expand(shape))
@@ -334,11 +319,6 @@ class _Evaluator:
         )
         assert isinstance(result, Tensor)
         return result
-
-
-def _all_tainted(shape: torch.Size) -> Known:
-    zero, tainted = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.bool)
-    return Known(zero.expand(shape), tainted.expand(shape))
 
 
 def _lines(t: Tensor, axis: int) -> Tensor:

@@ -8,7 +8,7 @@ weights, free parameters, concatenation and flattening then need no special case
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from ticket_export.channels.classes import FIXED, FREE
 from ticket_export.channels.compact import aligned_cores, broadcast, compact, core, varying_axes
 from ticket_export.channels.labelled import Contraction, LabelledGraph, Labels
 from ticket_export.channels.movement import moved
+from ticket_export.channels.products import PRODUCTS, label_product
 from ticket_export.channels.trace import Trace, concrete_shape, example_shape
 
 
@@ -39,12 +40,23 @@ class _Labeller:
         self.classes = graph.classes
         self.values = graph.values
         self.sizes: dict[Node, object] = {}  # results that are numbers, not tensors
+        self.rules: tuple[tuple[Collection[str], Callable[[Node], Labels]], ...] = (
+            (ops.BATCH_NORMS, self._batch_norm),
+            (ops.MOVEMENTS, self._movement),
+            (ops.COPIES, self._first),
+            (ops.PADS, self._pad),
+            (ops.POOLS, self._pool),
+            (ops.REDUCTIONS, self._reduction),
+            (ops.MIXERS, self._mixer),
+            (PRODUCTS, self._product),
+            ({"prelu"}, self._prelu),
+        )
 
     def run(self, node: Node) -> None:
         if node.op == "placeholder":
             self.values[node] = torch.full((), FIXED).expand(concrete_shape(node))
         elif node.op == "get_attr":
-            pass  # labelled where it is used: a weight by rows and columns, anything else element by element
+            pass  # labelled where it is used: a weight by rows and columns, others by elements
         elif node.op == "output":
             for value in node.all_input_nodes:
                 for labels in self.tensors_of(value):
@@ -56,8 +68,7 @@ class _Labeller:
 
     @staticmethod
     def _is_tensor_node(node: Node) -> bool:
-        value = node.meta.get("val")
-        return isinstance(value, Tensor | tuple | list)
+        return isinstance(node.meta.get("val"), Tensor | tuple | list)
 
     def _number(self, node: Node) -> object:
         value = node.meta.get("val")
@@ -124,25 +135,10 @@ class _Labeller:
             return self._contraction(node, row_axis=1, column_axis=0, source_axis=1, is_padded=True)
         if name == "linear" and self._has_plain_weight(node):
             return self._contraction(node, row_axis=0, column_axis=1, source_axis=-1, is_padded=False)
-        if name in ops.BATCH_NORMS:
-            return self._batch_norm(node)
-        if name in ops.MOVEMENTS:
-            return self._movement(node)
-        if name in ops.COPIES:
-            return self._first(node)
-        if name in ops.PADS:
-            return self._pad(node)
-        if name == "prelu":
-            return self._per_channel(node, axis=1)
-        if name in ops.POOLS:
-            return self._pool(node, ops.POOLS[name])
-        if name in ops.REDUCTIONS:
-            return self._reduction(node)
-        if name in ops.MIXERS:
-            return self._mixer(node)
-        if ops.is_pointwise(node):
-            return self._pointwise(node)
-        return self._unknown(node)
+        for names, rule in self.rules:
+            if name in names:
+                return rule(node)
+        return self._pointwise(node) if ops.is_pointwise(node) else self._unknown(node)
 
     def _first(self, node: Node) -> Tensor:
         source = node.args[0]
@@ -232,6 +228,9 @@ class _Labeller:
         empty = torch.full((0,), FREE)
         return (labels, empty, empty) if isinstance(node.meta["val"], tuple | list) else labels
 
+    def _prelu(self, node: Node) -> Labels:
+        return self._per_channel(node, axis=1)
+
     def _per_channel(self, node: Node, *, axis: int) -> Tensor:
         source = self._first(node)
         for parameter in node.args[1:]:
@@ -277,9 +276,9 @@ class _Labeller:
             edges.append(self._spread(self.classes.fresh(amount), axis=axis, shape=torch.Size(shape)))
         return compact(torch.cat([edges[0], labels, edges[1]], dim=axis))
 
-    def _pool(self, node: Node, num_axes: int) -> Labels:
+    def _pool(self, node: Node) -> Labels:
         labels = self._first(node)
-        for axis in range(labels.dim() - num_axes, labels.dim()):
+        for axis in range(labels.dim() - ops.POOLS[ops.op_name(node)], labels.dim()):
             labels = self._uniform_along(labels, axis)
         value = node.meta["val"]
         if isinstance(value, tuple | list):
@@ -324,6 +323,12 @@ class _Labeller:
                 view += (1,) * (labels.dim() - len(view))
                 self.classes.unite(leaf.reshape(view), labels)
         return self.classes.roots(labels)
+
+    def _product(self, node: Node) -> Labels:
+        factors = [self.tensors_of(n)[0] for n in node.all_input_nodes if n not in self.sizes]
+        if any(labels.dim() < 2 for labels in factors):
+            return self._unknown(node)
+        return label_product(self.classes, factors, concrete_shape(node))
 
     def _pointwise(self, node: Node) -> Tensor:
         nodes = [n for n in node.all_input_nodes if n not in self.sizes]

@@ -118,10 +118,10 @@ class _Editor:
         sizes = list(node.args[1])  # type: ignore[arg-type]
         for axis in range(labels.dim()):
             keep = self._kept_along(labels, axis)
-            if not keep.all():
+            if not keep.all() and sizes[axis] != -1:
                 # a size that is computed (batch times heads, say) cannot be rewritten; one may be left open
                 sizes[axis] = int(keep.sum()) if isinstance(sizes[axis], int) else -1
-        if sizes.count(-1) > 1:
+        if sizes.count(-1) > 1 and ops.op_name(node) != "expand":
             raise self._refusal(node)
         node.update_arg(1, sizes)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ticket_export.channels.classes import FIXED
 from ticket_export.channels.compact import core, varying_axes
 from ticket_export.channels.constants import ConstantGraph, KnownColumns
-from ticket_export.channels.graph import ChannelGroup
+from ticket_export.channels.graph import ChannelGroup, labelled_axes
 from ticket_export.channels.labelled import Contraction, LabelledGraph
 
 
@@ -112,6 +112,7 @@ class _Decider:
         self.needed[: FIXED + 1] = True
         self.extra = torch.zeros_like(self.needed)
         self.carriers: set[int] = set()
+        self.axes = [axis.labels for axis in labelled_axes(graph)]
         self.grids = self._tensors_with_two_channel_axes()
 
     def run(self) -> Decision:
@@ -119,7 +120,7 @@ class _Decider:
             before = (int(self.needed.sum()), int(self.extra.sum()))
             self._spread_need()
             self._keep_hulls()
-            self._keep_one_channel_per_weight()
+            self._keep_one_channel_per_tensor()
             self._keep_carriers()
             self._round_widths_up()
             if before == (int(self.needed.sum()), int(self.extra.sum())):
@@ -161,11 +162,10 @@ class _Decider:
                 hull = hull & (kept.amax(dim=others, keepdim=True) if others else kept)
             self.needed[grid[hull.expand(grid.shape) & ~kept]] = True
 
-    def _keep_one_channel_per_weight(self) -> None:
-        for sink in self.sinks:
-            for roots in (sink.rows, sink.columns):
-                if len(roots) and not self.kept[roots].any():
-                    self.extra[roots[0]] = True
+    def _keep_one_channel_per_tensor(self) -> None:
+        for roots in self.axes:
+            if len(roots) and not self.kept[roots].any():
+                self.extra[roots[0]] = True
 
     # ------------------------------------------------------------------ constants at zero-padded borders
 
