@@ -14,10 +14,12 @@ from torch.nn.utils import parametrize, prune
 
 from ticket_export.channels.graph import channel_groups
 from ticket_export.channels.mask import Mask, zero_dropped
+from ticket_export.data.sources import load_images
 from ticket_export.errors import DivergedError, ShrinkError
 from ticket_export.models.load import build
 from ticket_export.shrink.equivalence import check_equal, relative_error
 from ticket_export.shrink.exact import shrink
+from ticket_export.train.evaluate import evaluate
 
 # N images, C channels, H W pixels
 
@@ -287,6 +289,20 @@ def test_bad_input_is_refused_with_its_value(plain_net, images, change, options,
     change(plain_net)
     with pytest.raises(ShrinkError, match=text):
         shrink(plain_net, images, **options)
+
+
+@pytest.mark.data
+def test_the_trained_resnet20_keeps_its_accuracy_through_a_shrink_that_removes_nothing(
+    trained_resnet20, data_folder
+):
+    images = load_images("arrays", data_folder / "cifar10.npz", holdout_fraction=0.1, seed=0)
+    shrunk = shrink(trained_resnet20, torch.randn(2, 3, 32, 32))
+    assert shrunk.report.params == shrunk.report.params_dense == 269_722
+    for net in (trained_resnet20, shrunk.model):
+        accuracy = evaluate(
+            net, images.test_x, images.test_y, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+        )
+        assert accuracy == pytest.approx(0.9173, abs=1e-9)
 
 
 @pytest.mark.data
