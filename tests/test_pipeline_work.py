@@ -278,7 +278,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_is_told(tmp_path: Path) -> None:
-    code = RUN.replace("except KeyboardInterrupt:", "except Exception as error:\n    print(error)")
+    code = RUN.replace("except KeyboardInterrupt:", "except Exception as error:\n    print(error.exit_code, error)")
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path), "2"],
         env={**os.environ, pipeline_fakes.SECONDS: "60"},
@@ -290,7 +290,7 @@ def test_a_killed_worker_is_told(tmp_path: Path) -> None:
         wait_until(lambda: lock.read_text().endswith("}"))
         os.kill(json.loads(lock.read_text())["pid"], signal.SIGKILL)
         said, _ = process.communicate(timeout=20)
-    assert "a worker process was killed by SIGKILL" in said
+    assert "3 a worker process was killed by SIGKILL" in said
     assert "--workers 1" in said
 
 

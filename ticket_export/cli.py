@@ -172,7 +172,9 @@ def run(
     except KeyboardInterrupt:
         typer.echo("stopped; nothing is lost: the same command goes on from here", err=True)
         raise typer.Exit(130) from None
-    typer.echo(f"{progress.num_made} steps made, {progress.num_skipped} skipped", err=True)
+    num_others = progress.num_steps - progress.num_made - progress.num_skipped
+    others = f", {num_others} made by another run" if report is not None and num_others else ""
+    typer.echo(f"{progress.num_made} steps made, {progress.num_skipped} skipped{others}", err=True)
     if report is not None:
         typer.echo(report.summary)
         typer.echo(f"report: {out / 'runs' / recipe.name / 'report.html'}")

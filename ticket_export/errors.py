@@ -4,6 +4,7 @@ TicketExportError
 ├── RecipeError        the recipe file or an override is wrong
 ├── DataError          images or labels are missing, damaged or out of range
 ├── TrainError         training cannot start or go on: a loss that is not finite, weights that do not fit
+│   └── WorkerDiedError  a training process was killed, most often because memory ran out
 ├── StoreError         the output folder cannot be read, written or locked
 │   └── UnknownKeyError  a key that was asked for is in no stored result, or starts several
 ├── ShrinkError        the network cannot be traced, or the mask or the weights do not fit it
@@ -44,6 +45,12 @@ class DataError(TicketExportError):
 
 class TrainError(TicketExportError):
     """Training cannot start or cannot go on."""
+
+
+class WorkerDiedError(TrainError):
+    """A training process was killed, most often because memory ran out."""
+
+    exit_code = 3
 
 
 class StoreError(TicketExportError):

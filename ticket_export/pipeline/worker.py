@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import ticket_export
 from ticket_export import errors
-from ticket_export.errors import TicketExportError, TrainError
+from ticket_export.errors import TicketExportError, WorkerDiedError
 from ticket_export.pipeline.nodes import InputHashes, longest_chain_first, nodes_of, nodes_until
 from ticket_export.pipeline.work import Emit, work
 from ticket_export.recipe.schema import Recipe
@@ -155,12 +155,15 @@ def _require_success(process: subprocess.Popen[str]) -> None:
     code = process.wait()
     if code < 0:
         name = signal.Signals(-code).name
-        raise TrainError(
+        raise WorkerDiedError(
             f"a worker process was killed by {name}",
             hint="run the same command again; if memory ran out, use fewer processes (--workers 1)",
         )
     if code > 0:
-        raise TrainError(f"a worker process ended with exit code {code} and said nothing more")
+        raise WorkerDiedError(
+            f"a worker process ended with exit code {code} and said nothing more",
+            hint="run the same command again; what was done is kept",
+        )
 
 
 def _told_error(event: dict[str, Any]) -> Exception:  # Any: JSON values
