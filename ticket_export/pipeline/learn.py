@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ticket_export.channels.costs import count_costs
-from ticket_export.channels.mask import ElementMask, Mask, held_elements, zero_dropped
+from ticket_export.channels.mask import ElementMask, Mask, zero_dropped
 from ticket_export.data.augment import Augment
 from ticket_export.find.control import random_mask, uniform_mask
 from ticket_export.find.imp import imp_mask, prunable_weights
@@ -37,6 +37,7 @@ from ticket_export.seeds import stream
 from ticket_export.shrink.surgery import small_from_mask
 from ticket_export.stages import Subject, subject_from_text
 from ticket_export.train.loop import train
+from ticket_export.train.masked import hold_zero_from_mask
 from ticket_export.train.settings import TrainSettings
 
 
@@ -138,11 +139,7 @@ def _hold_masked(
     context: Context, model: nn.Module, mask: Mask, rows: ElementMask | None, epoch: int
 ) -> _Start:
     zero_dropped(model, context.groups, mask)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    parameters = dict(model.named_parameters())
-    held = {
-        name: keep for name, keep in held_elements(context.groups, mask, shapes).items() if name in parameters
-    }
+    held = hold_zero_from_mask(model, context.groups, mask)
     for name, keep in ({} if rows is None else rows.keep_by_parameter).items():
         held[name] = keep & held[name] if name in held else keep
     return _Start(model=model, epoch=epoch, hold_zero=held)
