@@ -278,7 +278,9 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_is_told(tmp_path: Path) -> None:
-    code = RUN.replace("except KeyboardInterrupt:", "except Exception as error:\n    print(error.exit_code, error)")
+    code = RUN.replace(
+        "except KeyboardInterrupt:", "except Exception as error:\n    print(error.exit_code, error)"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path), "2"],
         env={**os.environ, pipeline_fakes.SECONDS: "60"},
