@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ticket_export.data.augment import Augment
@@ -203,6 +204,12 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path = tmp_path / FILE_NAME
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(TrainError, match=FILE_NAME):
+        trained(checkpoint_folder=tmp_path)
+
+
+def test_a_file_of_tensors_alone_is_no_checkpoint(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(2)}, tmp_path / FILE_NAME)
+    with pytest.raises(TrainError, match=f"{FILE_NAME} cannot be read: it holds no training state"):
         trained(checkpoint_folder=tmp_path)
 
 

@@ -55,9 +55,12 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()[_FACTS])
+            metadata = file.metadata()
+            if metadata is None or _FACTS not in metadata:
+                raise ValueError("it holds no training state")
+            facts = json.loads(metadata[_FACTS])
             return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise TrainError(
             f"checkpoint {path} cannot be read: {error}", hint="delete it; the training then starts anew"
         ) from error
