@@ -118,7 +118,11 @@ def test_a_repeated_key_and_a_wrong_value_are_told_together() -> None:
         ("measure.rounds=4", "measure.rounds: should be at least 5, got 4"),
         ("name=a/b", "name: 'a/b' should hold letters"),
         ("name=3", "name: should be a text, got 3"),
-        ("colour=red", "colour: unknown key"),
+        (
+            "colour=red",
+            "colour: unknown key; a recipe knows name, seed, replicates, data, model, train, find, shrink,",
+        ),
+        ("export.zip=true", "export.zip: unknown key; export knows targets, precisions"),
         ("train=fast", "train: should be a section, got the text 'fast'"),
         ("train.lr.peak=1", "--set train.lr.peak: train.lr holds 0.1, not a section"),
         ("train.lr", "--set train.lr: should read KEY=VALUE"),

@@ -116,7 +116,9 @@ def _problem(details: ErrorDetails) -> Problem:
     given = details["input"]
     match details["type"]:
         case "extra_forbidden":
-            return Problem(_dotted(loc), f"unknown key{_suggestion(str(loc[-1]), _siblings(loc))}")
+            known = _siblings(loc)
+            others = f"; {_dotted(loc[:-1]) or 'a recipe'} knows {', '.join(known)}" if known else ""
+            return Problem(_dotted(loc), f"unknown key{_suggestion(str(loc[-1]), known) or others}")
         case "missing":
             return Problem(_dotted(loc), "is required")
         case "literal_error":
