@@ -42,7 +42,7 @@ def constant_index(node: object, trace: Trace) -> Tensor | None:
         node = node.args[0]
     if not isinstance(node, Node) or node.op != "get_attr":
         return None
-    tensor = trace.tensor(str(node.target)).detach()
+    tensor = trace.tensor(str(node.target)).detach().cpu()
     return tensor if tensor.dtype in (torch.int64, torch.int32) else None
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,10 +89,12 @@ def trace(
     )
     frozen = copy.deepcopy(model).eval()
     dims = [_dynamic_axes(x, dynamic_size=dynamic_size) for x in inputs]
+    told = io.StringIO()
     try:
-        program = _exported(frozen, inputs, tuple(dims))
+        with contextlib.redirect_stderr(told):  # torch prints its unfinished graph there
+            program = _exported(frozen, inputs, tuple(dims))
     except Exception as error:  # torch.export raises many kinds; every one means "not traceable"
-        raise _untraceable(model, inputs, error) from error
+        raise _untraceable(model, inputs, error, told.getvalue()) from error
     module = program.module(check_guards=False)
     assert isinstance(module, GraphModule)
     _read_shared_tensors_by_one_name(module, frozen)
@@ -128,11 +133,13 @@ def _exported(
         return functional
 
 
-def _untraceable(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception) -> ShrinkError:
+def _untraceable(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception, told: str) -> ShrinkError:
     shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = re.findall(r"# File: (.*?:\d+) in .*?, code: (.*)", told)
+    place = f", at {lines[-1][0]}: {lines[-1][1]}" if lines else ""
     return ShrinkError(
-        f"{type(model).__name__} cannot be traced with inputs {shapes}: {reason}",
+        f"{type(model).__name__} cannot be traced with inputs {shapes}{place}: {reason}",
         hint="check the input shapes; control flow that depends on tensor values cannot be traced",
     )
 

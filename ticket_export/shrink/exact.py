@@ -106,7 +106,7 @@ def shrink(
         tolerance: allowed max|a-b| / max|b|; at most 1e-9 for a model in float64.
 
     Returns:
-        The small model in the training mode of `model`, the plan, and the report.
+        The small model in the training mode and on the device of `model`, the plan, and the report.
 
     Raises:
         ShrinkError: the model cannot be traced, holds NaN, or the mask does not fit.
@@ -114,10 +114,21 @@ def shrink(
     """
     inputs = example_tuple(example_inputs)
     _check_arguments(model, inputs, round_to=round_to, residual=residual, tolerance=tolerance)
-    dense = with_plain_parameters(model)
+    device = inputs[0].device
+    # the analysis is small tensors and float64 sums: the processor's work, wherever the model is
+    home = model if device.type == "cpu" else copy.deepcopy(model).cpu()
+    inputs = tuple(x.cpu() for x in inputs)
+    dense = with_plain_parameters(home)
     if mask is not None:
         dense = copy.deepcopy(dense)
         zero_dropped(dense, groups_from_labels(label(trace(dense, inputs))), mask)
+    if _dtype(model) == torch.float64:
+        tolerance = min(tolerance, FLOAT64_TOLERANCE)
+    shrunk = _shrunk(dense, inputs, round_to, tolerance)
+    return shrunk if device.type == "cpu" else replace(shrunk, model=shrunk.model.to(device))
+
+
+def _shrunk(dense: nn.Module, inputs: tuple[Tensor, ...], round_to: int, tolerance: float) -> Shrunk:
     traced = trace(dense, inputs)
     graph = label(traced)
     groups = groups_from_labels(graph)
@@ -126,8 +137,6 @@ def shrink(
     folded = fold_constants(graph, sinks, decision)
     plan = plan_from_kept(graph, decision.kept, new_biases=sorted(folded.new_biases), folds=folded.folds)
     small = model_from_plan(dense, plan, folded.tensors, folded.new_biases)
-    if _dtype(model) == torch.float64:
-        tolerance = min(tolerance, FLOAT64_TOLERANCE)
     small, plan, rel_error = _proven(small, dense, plan, inputs, tolerance, traced.dynamic_batch)
     report = ShrinkReport(
         **_costs(small, dense, inputs),
