@@ -1,6 +1,6 @@
 """What the stages cost on this machine: shrinking, training, writing a report, exporting one network.
 
-Run:  python benchmarks/stage_costs.py --out FOLDER [--only shrink train report export] [--rounds N]
+Run:  python benchmarks/stage_costs.py --out FOLDER [--only PART ...] [--rounds N]
 
 Every case is called once more than it is timed: the first call, which pays for imports and first use, is told
 apart. What other processes took of the machine meanwhile stands under each table; seconds on a shared machine
@@ -24,7 +24,7 @@ from costs.export import export_costs
 from costs.line import Line
 from costs.report import report_costs
 from costs.shrink import shrink_costs
-from costs.train import train_costs
+from costs.train import parallel_train_costs, train_costs
 from tabulate import tabulate
 
 from ticket_export.measure.load import LoadMeter
@@ -33,6 +33,7 @@ from ticket_export.store.machine import machine_facts
 PARTS: Mapping[str, Callable[[int], list[Line]]] = {
     "shrink": shrink_costs,
     "train": train_costs,
+    "parallel_train": parallel_train_costs,
     "report": report_costs,
     "export": export_costs,
 }
