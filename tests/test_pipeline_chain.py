@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,6 +141,19 @@ def test_every_subject_is_in_the_report(chain: Chain) -> None:
     assert len(rows) == 7
     assert all(row["accuracy"] is not None and row["parity_rel_error"] < 1e-4 for row in rows)
     assert [row["speedup"] is None for row in rows] == [True] + [False] * 6
+
+
+def test_a_measurement_made_again_is_reported_again(chain: Chain) -> None:
+    path = chain.out / "runs" / "tiny" / "report.json"
+    before = json.loads(path.read_text())["rows"]
+    for node in chain.nodes:
+        if node.is_latency:
+            shutil.rmtree(chain.out / "store" / "measure" / node.key)
+    report = run(chain.recipe, chain.out)
+    assert report is not None
+    after = json.loads(path.read_text())["rows"]
+    assert [row["latency_s"] for row in after] != [row["latency_s"] for row in before]
+    assert [row["latency_s"] for row in after] == [row["latency_s"] for row in report.to_json()["rows"]]
 
 
 def test_the_dense_network_learns_and_its_rewind_point_lies_before(chain: Chain) -> None:
