@@ -167,3 +167,15 @@ def test_all_locks_of_a_process_can_be_released(tmp_path: Path) -> None:
 def test_a_folder_that_is_missing_is_an_oserror(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         acquire(tmp_path / "nowhere" / "a.lock")
+
+
+def test_a_release_that_is_interrupted_can_be_finished(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = acquire(path)
+    assert lock is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            lock.release()
+    assert path.exists()
+    release_all()
+    assert not path.exists()

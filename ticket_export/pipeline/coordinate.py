@@ -5,7 +5,8 @@ A run whose results are all there loads no torch and starts no process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -23,6 +24,7 @@ from ticket_export.pipeline.worker import Settings, work_as_told, work_in_proces
 from ticket_export.recipe.schema import ZOO_PREFIX, Recipe
 from ticket_export.stages import STAGE_WORDS, STAGES, StageWord, Subject
 from ticket_export.store.key import key_from_content
+from ticket_export.store.lock import release_all
 from ticket_export.store.machine import machine_facts, num_usable_cores
 from ticket_export.store.manifest import Manifest
 from ticket_export.store.store import Store
@@ -139,7 +141,7 @@ def run(
     if last in ("measure", "report"):
         _require_cores(recipe)
     store = Store(out)
-    with RunFolder(out, recipe) as folder:
+    with _locks_given_back(), RunFolder(out, recipe) as folder:
 
         def tell(event: Event) -> None:
             folder.log(event)
@@ -185,6 +187,16 @@ def _make_all(
     latencies = [node for node in missing if node.is_latency]
     if latencies:
         _time_alone(latencies, store, recipe, settings, emit)
+
+
+@contextmanager
+def _locks_given_back() -> Iterator[None]:
+    """Give every lock back on Ctrl-C, which may fall between taking one and working under it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        release_all()
+        raise
 
 
 def _time_alone(nodes: Sequence[Node], store: Store, recipe: Recipe, settings: Settings, emit: Emit) -> None:

@@ -59,10 +59,10 @@ class Lock:
         """Remove the file if it is still ours; a second release does nothing."""
         if self._released.is_set():
             return
+        if self.is_held():  # the file first: an interruption here leaves the lock to release_all
+            self.path.unlink(missing_ok=True)
         self._released.set()
         _held.discard(self)
-        if self.is_held():
-            self.path.unlink(missing_ok=True)
 
     def _beat(self) -> None:
         while not self._released.wait(HEARTBEAT_S):
