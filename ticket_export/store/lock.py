@@ -47,9 +47,9 @@ class Lock:
         self.path = path
         self._owner = owner
         self._released = threading.Event()
+        _held.add(self)  # before the thread: an interruption while it starts leaves the lock to release_all
         self._heart = threading.Thread(target=self._beat, name=f"heartbeat {path.name}", daemon=True)
         self._heart.start()
-        _held.add(self)
 
     def is_held(self) -> bool:
         """Return whether the file still names this owner: another host may have taken a silent lock over."""
