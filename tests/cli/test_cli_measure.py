@@ -1,0 +1,104 @@
+"""`measure` on the command line: what it prints, its exit codes, and every refusal with its value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ticket_export.report.rows import ROW_FIELDS
+
+Told = tuple[int, str, str]
+
+
+def test_measure_prints_the_contracts_rows_as_json(
+    tell: Callable[..., Told], models: tuple[Path, Path]
+) -> None:
+    code, out, _ = tell("measure", *models, "--rounds", "5", "--samples", "5", "--batch", "1,3", "--json")
+    assert code in (0, 1)  # 1: this machine is busy, and the rows are there all the same
+    document = json.loads(out)
+    assert list(document) == ["schema", "machine", "rows"]
+    assert [(row["subject"], row["batch"]) for row in document["rows"]] == [
+        ("dense", 1),
+        ("ticket", 1),
+        ("dense", 3),
+        ("ticket", 3),
+    ]
+    assert {tuple(sorted(row)) for row in document["rows"]} == {tuple(sorted(ROW_FIELDS))}
+    assert (code == 1) == any(not row["stable"] for row in document["rows"])
+    assert [row["speedup"] is None for row in document["rows"]] == [True, False, True, False]
+    assert document["rows"][1]["speedup"]["baseline"] == "dense"
+    assert document["rows"][1]["accuracy"] is None
+
+
+def test_measure_takes_names_and_the_same_file_twice(
+    tell: Callable[..., Told], models: tuple[Path, Path]
+) -> None:
+    dense, ticket = models
+    code, out, _ = tell("measure", f"a={dense}", dense, dense, ticket, "--rounds", "5", "--samples", "5")
+    assert code in (0, 1)
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["a", "dense", "dense-2", "ticket"]
+
+
+def test_an_unstable_measurement_is_printed_explained_and_exits_1(
+    tell: Callable[..., Told], models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Scripted:
+        machine: dict[str, Any] = {}  # noqa: RUF012 - never written
+        rows = [dict.fromkeys(ROW_FIELDS)]  # noqa: RUF012
+
+    row = Scripted.rows[0]
+    row |= {
+        "subject": "dense",
+        "runtime": "ort-cpu",
+        "batch": 1,
+        "stable": False,
+        "reasons": ["rounds drift by 9 %"],
+    }
+    monkeypatch.setattr("ticket_export.measure.compare.compare", lambda *_, **__: Scripted)
+    code, out, err = tell("measure", *models, "--json")
+    assert code == 1
+    assert json.loads(out)["rows"][0]["reasons"] == ["rounds drift by 9 %"]
+    assert "unstable: dense, ort-cpu, batch 1: rounds drift by 9 %" in err
+
+
+def test_unequal_models_are_input(
+    tell: Callable[..., Told], models: tuple[Path, Path], relu_model: Callable[..., Path]
+) -> None:
+    wide = relu_model("wide", features=7)
+    code, out, err = tell("measure", models[0], wide, "--rounds", "5", "--samples", "5")
+    assert (code, out) == (2, "")
+    assert "4" in err
+    assert "7" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (("none.onnx",), "none.onnx"),
+        (("{dense}", "--batch", "1,zero"), "'1,zero'"),
+        (("{dense}", "--batch", "0"), "'0'"),
+        (("{dense}", "--batch", ""), "''"),
+        (("{dense}", "--batch", "1,4,1"), "--batch: 1 is given twice"),
+        (("{dense}", "--runtime", "ort-cpu,ort-cpu"), "--runtime: ort-cpu is given twice"),
+        (("{dense}", "--runtime", "ort-cpu,tensorflow"), "'tensorflow' is not one of ort-cpu, torch"),
+        (("a=",), "'a=' names no file"),
+        (("/",), "/: a folder"),
+        (("{dense}", "--runtime", "ort-gpu"), "ort-gpu"),
+        (("{dense}", "--runtime", ","), "','"),
+        (("{dense}", "--rounds", "4"), "4"),
+        (("{dense}", "--scope", "kernel"), "kernel"),
+        (("a={dense}", "a={dense}"), "'a'"),
+    ],
+)
+def test_measure_refuses_wrong_input_with_its_value(
+    words: tuple[str, ...], value: str, tell: Callable[..., Told], models: tuple[Path, Path]
+) -> None:
+    code, out, err = tell("measure", *(word.replace("{dense}", str(models[0])) for word in words))
+    assert (code, out) == (2, "")
+    assert value in err
+    assert "Traceback" not in err

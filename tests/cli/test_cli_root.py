@@ -1,0 +1,80 @@
+"""The program itself: its verbs, its exit codes, what it loads, and `doctor`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Told = tuple[int, str, str]
+
+
+def _python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_python_m_is_the_same_command() -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "ticket_export", "--version"], capture_output=True, text=True, check=False
+    )
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout == "ticket-export 0.1.0\n"
+
+
+def test_help_names_every_verb(tell: Callable[..., Told]) -> None:
+    code, out, _ = tell("--help")
+    assert code == 0
+    verbs = [
+        line.split()[0]
+        for line in out.partition("Commands:")[2].splitlines()
+        if line.startswith("  ") and line[2] != " "
+    ]
+    assert verbs == ["check", "plan", "run", "show", "measure", "shrink", "doctor"]
+
+
+@pytest.mark.parametrize("words", ["'--help'", "'check', RECIPE", "'plan', RECIPE", "'doctor', '--help'"])
+def test_answering_loads_no_torch_no_runtime_and_no_figures(words: str, recipe: Path) -> None:
+    code = (
+        f"import sys\nRECIPE = {str(recipe)!r}\nfrom ticket_export.cli import main\n"
+        f"try:\n    main([{words}])\nexcept SystemExit as stopped:\n    assert stopped.code == 0\n"
+        "heavy = {'torch', 'onnxruntime', 'matplotlib', 'sklearn', 'accelerate'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    told = _python(code)
+    assert told.returncode == 0, told.stderr
+
+
+def test_an_unknown_verb_is_input(tell: Callable[..., Told]) -> None:
+    code, out, err = tell("prune")
+    assert (code, out) == (2, "")
+    assert "prune" in err
+
+
+def test_doctor_lists_machine_and_packages(tell: Callable[..., Told]) -> None:
+    code, out, _ = tell("doctor")
+    assert code == 0
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
+    assert rows["onnxruntime"][0] == "all"
+    assert rows["onnxruntime"][1][0].isdigit()
+    assert rows["polygraphy"][0] == "[tensorrt]"
+    assert "cpu" in rows
+
+
+def test_doctor_exits_3_when_a_needed_package_is_missing(
+    tell: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib import metadata
+
+    def version(name: str, *, found: Callable[[str], str] = metadata.version) -> str:
+        if name == "accelerate":
+            raise metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    code, _, err = tell("doctor")
+    assert code == 3
+    assert "not installed: accelerate" in err
+    assert "hint: pip install accelerate" in err
