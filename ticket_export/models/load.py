@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ticket_export.errors import MissingDependency, RecipeError
 from ticket_export.models.facts import ZOO_FACTS
-from ticket_export.models.weights import load_weights, weights_from_file
+from ticket_export.models.weights import load_weights, weights_from_file, without_prefixes
 from ticket_export.models.zoo import zoo_network
 
 _FORMS = "zoo:NAME, torchvision:NAME, timm:NAME, package.module:function or file.py:function"
@@ -39,7 +39,8 @@ def build(
             `file.py:function`.
         args: keyword arguments of the builder. `num_classes` is filled in for the zoo, torchvision and
             timm (and `in_chans` for timm) where they do not hold it; a user's own function gets `args` alone.
-        weights: a `.safetensors`, `.pt` or `.npz` file to load, or None for fresh weights.
+        weights: a `.safetensors`, `.pt` or `.npz` file to load, or None for fresh weights. A prefix `module.`
+            or `_orig_mod.` of all its names is left off, which is logged.
         num_classes: width of the output; None leaves it to the builder, or to the weights for a network of
             the zoo.
         image_shape: channels, height, width of one image.
@@ -90,7 +91,7 @@ def _num_classes_from(name: str, held: Mapping[str, Tensor] | None) -> int:
     if name not in ZOO_FACTS:
         raise RecipeError(f"the zoo holds no network {name!r}", hint=f"it holds {', '.join(ZOO_FACTS)}")
     if held is not None:
-        classifier = held.get(f"{ZOO_FACTS[name].classifier}.weight")
+        classifier = without_prefixes(held)[0].get(f"{ZOO_FACTS[name].classifier}.weight")
         if classifier is not None and classifier.ndim == 2:
             return classifier.shape[0]
     raise RecipeError(
