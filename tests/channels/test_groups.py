@@ -68,8 +68,15 @@ def test_the_output_is_pinned_with_its_reason(plain_net, images):
 
 
 def test_a_norm_over_channels_pins_them(images):
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Conv2d(4, 2, 1))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.GroupNorm(1, 4), nn.Conv2d(4, 2, 1))
     assert by_name(net, images)["0"].pinned == "group_norm mixes its channels"
+
+
+def test_the_channels_of_one_norm_group_go_together(images):
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.GroupNorm(2, 6), nn.Conv2d(6, 2, 1))
+    group = by_name(net, images)["0"]
+    assert group.pinned is None
+    assert group.members[0].indices.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 class Sorted(nn.Module):

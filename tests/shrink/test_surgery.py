@@ -37,9 +37,9 @@ def test_shared_parameters_stay_shared():
 
 
 def test_a_plan_of_another_network_is_refused(plain_net):
-    plan = Plan(kept={"layer9.weight": {0: (0,)}}, new_biases=(), folds=())
+    plan = Plan(kept={"layer9.weight": {0: (0,)}})
     with pytest.raises(ShrinkError, match=r"the plan cuts 'layer9\.weight', which Plain does not have"):
         model_from_plan(plain_net, plan)
-    plan = Plan(kept={"conv1.weight": {0: (0, 40)}}, new_biases=(), folds=())
+    plan = Plan(kept={"conv1.weight": {0: (0, 40)}})
     with pytest.raises(ShrinkError, match=r"position 40 on axis 0 of 'conv1\.weight'"):
         model_from_plan(plain_net, plan)

@@ -6,10 +6,12 @@ must be kept or dropped together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ticket_export.channels.compact import aligned_cores, broadcast, compact, core
+from ticket_export.channels.compact import aligned_cores, broadcast, compact, core, varying_axes
 
 FREE = 0  # belongs to no channel and constrains none: scalars, broadcast constants
 FIXED = 1  # cannot be cut: model inputs, results of unknown operations, constants made in the forward
@@ -50,6 +52,21 @@ class ChannelClasses:
             self._parent.scatter_reduce_(0, high, low, "amin")
             self._flatten()
 
+    def uniform_along(self, labels: Tensor, axes: Sequence[int]) -> Tensor:
+        """Return the labels after uniting those that differ along any of `axes` only."""
+        for axis in axes:
+            if axis in varying_axes(labels):
+                self.unite(labels, labels.narrow(axis, 0, 1))
+                labels = self.roots(labels)
+        return labels
+
+    def collapse(self, labels: Tensor, *, axis: int) -> Tensor:
+        """Return one label per position on `axis`, after uniting all labels that share a position."""
+        lines = core(labels).movedim(axis, 0).reshape(core(labels).shape[axis], -1)
+        self.unite(lines, lines[:, :1])
+        line = self.roots(lines[:, 0])
+        return line.expand(labels.shape[axis])
+
     def _flatten(self) -> None:
         while True:
             jumped = self._parent[self._parent]
@@ -66,6 +83,19 @@ class ChannelClasses:
             if reason not in self.reasons:
                 self.reasons.append(reason)
             self._pin[stored] = self.reasons.index(reason)
+
+    def mix(self, labels: Tensor, axes: Sequence[int], reason: str) -> Tensor:
+        """Return the labels after an operation that lets the channels along `axes` depend on each other.
+
+        Where the channels lie along other axes too (the heads of an attention, the groups of a norm), what
+        is mixed goes as a whole; where they do not, nothing may go.
+        """
+        mixed = set(axes) & set(varying_axes(labels))
+        if not mixed:
+            return labels
+        if not set(varying_axes(labels)) - mixed:
+            self.pin(labels, reason)
+        return self.uniform_along(labels, sorted(mixed))
 
     def pin_by_root(self) -> dict[int, str]:
         """Return the roots of all pinned classes with the first reason given for each."""

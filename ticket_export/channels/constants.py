@@ -11,7 +11,7 @@ into a finite value. The taint follows every operand instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,12 +19,23 @@ from torch import Tensor
 from torch.fx import Node
 
 from ticket_export.channels import ops
-from ticket_export.channels.compact import aligned_cores, compact, core, varying_axes
+from ticket_export.channels.compact import aligned_cores, compact, core
 from ticket_export.channels.known import Known, all_tainted
 from ticket_export.channels.labelled import LabelledGraph
 from ticket_export.channels.movement import moved
-from ticket_export.channels.products import ATTENTION, PRODUCTS, known_attention, known_product
+from ticket_export.channels.norms import known_batch_norm, known_instance_norm, known_mixer
+from ticket_export.channels.products import (
+    ATTENTION,
+    EINSUM,
+    PRODUCTS,
+    is_parameter,
+    known_attention,
+    known_product,
+)
+from ticket_export.channels.spatial import known_pad, known_pool
 from ticket_export.channels.trace import Trace, concrete_shape, example_shape
+
+Values = Known | tuple[Known, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +90,23 @@ class _Evaluator:
         self.contractions = {contraction.node: contraction for contraction in graph.contractions}
         self.found = found
         self.sizes: dict[Node, object] = {}
+        self.rules: tuple[tuple[Collection[str], Callable[[Node], Values | None]], ...] = (
+            (ops.CONVOLUTIONS, self._depthwise),
+            (ops.TRANSPOSED_CONVOLUTIONS, self._depthwise_transposed),
+            (ops.BATCH_NORMS, lambda node: known_batch_norm(node, self.first(node), self.known)),
+            ({"instance_norm"}, lambda node: known_instance_norm(node, self.first(node), self.known)),
+            (ops.LAYER_NORMS | {"group_norm"}, lambda node: known_mixer(node, self.first(node), self.known)),
+            (ops.PADS, self._pad),
+            (ops.MOVEMENTS, self._movement),
+            (ops.COPIES, self.first),
+            (ops.FILLS, self._fill),
+            ({"embedding"}, self._embedding),
+            ({"glu"}, self._glu),
+            (ops.POOLS, lambda node: known_pool(node, self.first(node))),
+            (ops.REDUCTIONS, self._reduction),
+            ({ATTENTION}, self._attention),
+            (PRODUCTS, self._product),
+        )
 
     def run(self, node: Node) -> None:
         if node.op == "placeholder":
@@ -128,26 +156,10 @@ class _Evaluator:
             return parts[position] if isinstance(parts, tuple) else parts
         if node in self.contractions:
             return self._contraction(node)
-        if name in ops.CONVOLUTIONS:
-            return self._grouped_convolution(node)
-        if name in ops.BATCH_NORMS:
-            return self._batch_norm(node)
-        if name in ops.PADS:
-            return self._pad(node)
-        if name in ops.MOVEMENTS:
-            return self._movement(node)
-        if name in ops.COPIES:
-            return self.first(node)
-        if name in ops.POOLS:
-            return self._pool(node)
-        if name in ops.REDUCTIONS:
-            return self._reduction(node)
-        if name == ATTENTION:
-            assert isinstance(node.args[2], Node)
-            return known_attention(self.known(node.args[2]), concrete_shape(node))
-        if name in PRODUCTS:
-            a, b = (self.known(part) for part in node.args[:2] if isinstance(part, Node))
-            return known_product(a, b)
+        for names, rule in self.rules:
+            if name in names:
+                known = rule(node)
+                return self._all_tainted_like(node) if known is None else known
         if ops.is_pointwise(node):
             return self._pointwise(node)
         return self._all_tainted_like(node)
@@ -167,65 +179,49 @@ class _Evaluator:
     def _contraction(self, node: Node) -> Known:
         contraction = self.contractions[node]
         value_I, taint_I = self._channel_line(self.known(contraction.source), contraction.source_axis)
-        taps_OI = _taps(
-            self.trace.tensor(contraction.weight).detach(), contraction.row_axis, contraction.column_axis
-        )
+        weight = self.trace.tensor(contraction.weight).detach()
         # zeros around the border meet the kernel where the constant does not: such a row changes over
         # positions
         blocked_I = taint_I if not contraction.is_padded else taint_I | (value_I != 0)
-        blocked = taps_OI if blocked_I.all() else taps_OI[:, blocked_I]
-        taint_O = (blocked != 0).flatten(1).any(dim=1)
-        matters_I = value_I != 0
-        value_O = taps_OI[:, matters_I].to(torch.float64).sum(dim=2) @ value_I[matters_I]
+        rows = [
+            _row_constants(_taps(block, contraction.row_axis, contraction.column_axis), value, blocked)
+            for block, value, blocked in zip(
+                weight.chunk(contraction.groups, dim=contraction.row_axis),
+                value_I.chunk(contraction.groups),
+                blocked_I.chunk(contraction.groups),
+                strict=True,
+            )
+        ]
+        value_O, taint_O = (torch.cat(parts) for parts in zip(*rows, strict=True))
         if contraction.bias is not None:
             value_O = value_O + self.trace.tensor(contraction.bias).detach().to(torch.float64)
-        elif len(node.args) > 2 and isinstance(node.args[2], Node):
-            taint_O = torch.ones_like(taint_O)  # a computed bias
+        elif contraction.has_computed_bias:
+            taint_O = torch.ones_like(taint_O)
         self.found.columns[node] = KnownColumns(~taint_I, value_I, taint_O)
-        return _spread(value_O, taint_O, contraction.source_axis, concrete_shape(node))
+        return _spread(value_O, taint_O, contraction.result_axis, concrete_shape(node))
 
-    def _grouped_convolution(self, node: Node) -> Known | tuple[Known, ...]:
-        weight_node, bias_node = node.args[1], node.args[2] if len(node.args) > 2 else None
-        groups = ops.argument(node, "groups")
-        if not isinstance(weight_node, Node) or weight_node.op != "get_attr" or not isinstance(groups, int):
-            return self._all_tainted_like(node)
-        value_I, taint_I = self._channel_line(self.first(node), 1)
+    def _depthwise(self, node: Node) -> Known | None:
+        return self._channel_by_channel(node, ops.adds_zeros(node))
+
+    def _depthwise_transposed(self, node: Node) -> Known | None:
+        return self._channel_by_channel(node, True)
+
+    def _channel_by_channel(self, node: Node, is_padded: bool) -> Known | None:
+        weight_node, bias_node = node.args[1], ops.argument(node, "bias")
+        if not is_parameter(weight_node) or ops.argument(node, "groups") == 1:
+            return None
+        assert isinstance(weight_node, Node)
+        value_C, taint_C = self._channel_line(self.first(node), 1)
         weight = self.trace.tensor(str(weight_node.target)).detach().to(torch.float64)
-        taps = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-        taint_GI, value_GI = taint_I.reshape(groups, -1), value_I.reshape(groups, -1)
-        # counted padding is not looked at here: a non-zero constant under it would change over positions
-        blocked = (
-            (taint_GI | (value_GI != 0)).to(torch.float64) if ops.adds_zeros(node) else taint_GI.double()
-        )
-        taint_O = torch.einsum("goi,gi->go", (taps != 0).any(dim=3).double(), blocked).reshape(-1) > 0
-        value_O = torch.einsum("goi,gi->go", taps.sum(dim=3), value_GI).reshape(-1)
+        if not len(weight) == len(value_C) == ops.argument(node, "groups"):
+            return None
+        taps_C = weight.flatten(1)
+        blocked_C = taint_C | (value_C != 0) if is_padded else taint_C
+        taint_C, value_C = blocked_C & (taps_C != 0).any(dim=1), taps_C.sum(dim=1) * value_C
         if isinstance(bias_node, Node):
             bias = self.known(bias_node)
-            taint_O = taint_O | bias.taint
-            value_O = value_O + bias.value
-        return _spread(value_O, taint_O, 1, concrete_shape(node))
-
-    def _batch_norm(self, node: Node) -> Known | tuple[Known, ...]:
-        source = self.first(node)
-        parameters = [self.known(n) if isinstance(n, Node) else None for n in node.args[1:5]]
-        weight, bias, mean, variance = (None if p is None else self._line(p, source) for p in parameters)
-        epsilon = node.args[-1]
-        assert isinstance(epsilon, float)
-        assert mean is not None
-        assert variance is not None
-        scale = torch.rsqrt(variance + epsilon) * (1.0 if weight is None else weight)
-        shift = torch.zeros(()) if bias is None else bias
-        (value, taint, scale, shift, mean), shape = aligned_cores(
-            [source.value, source.taint, scale, shift, mean]
-        )
-        # gamma exactly zero: the channel is beta, whatever comes in
-        known = Known.of(((value - mean) * scale + shift).expand(shape), (taint & (scale != 0)).expand(shape))
-        nothing = all_tainted(torch.Size([0]))
-        return (known, nothing, nothing) if isinstance(node.meta["val"], tuple | list) else known
-
-    @staticmethod
-    def _line(parameter: Known, source: Known) -> Tensor:
-        return parameter.value.reshape(-1, *([1] * (source.value.dim() - 2)))
+            taint_C, value_C = taint_C | bias.taint, value_C + bias.value
+        return _spread(value_C, taint_C, 1, concrete_shape(node))
 
     def _movement(self, node: Node) -> Known | tuple[Known, ...]:
         value, taint = (
@@ -238,51 +234,62 @@ class _Evaluator:
             return tuple(Known.of(v, t) for v, t in zip(value, taint, strict=True))
         return Known.of(value, taint)
 
-    def _pad(self, node: Node) -> Known | tuple[Known, ...]:
-        source, amounts = self.first(node), self._map(node.args[1], lambda known: known.value)
-        if ops.pad_mode(node) == "constant":
-            fill = ops.argument(node, "value") or 0.0
-            pad = torch.ops.aten.constant_pad_nd.default
-            return Known.of(pad(source.value, amounts, fill), pad(source.taint, amounts, False))
-        padded = {source.value.dim() - 1 - index // 2 for index, n in enumerate(ops.numbers(amounts)) if n}
-        if padded & {*varying_axes(source.value), *varying_axes(source.taint)}:
-            return self._all_tainted_like(node)
-        shape = concrete_shape(node)  # a border made of a constant's own values is that constant
-        return Known.of(core(source.value).expand(shape), core(source.taint).expand(shape))
+    def _pad(self, node: Node) -> Known | None:
+        return known_pad(node, self.first(node), self._map(node.args[1], lambda known: known.value))
 
-    def _pool(self, node: Node) -> Known | tuple[Known, ...]:
+    def _fill(self, node: Node) -> Known:
+        value = torch.tensor(ops.FILLS[ops.op_name(node)], dtype=torch.float64)
+        return Known.of(value.expand(concrete_shape(node)), torch.zeros((), dtype=torch.bool))
+
+    def _embedding(self, node: Node) -> Known | None:
+        table = node.args[0]
+        if not is_parameter(table):
+            return None
+        assert isinstance(table, Node)
+        rows = self.trace.tensor(str(table.target)).detach().to(torch.float64)
+        return Known.of(rows[0].expand(concrete_shape(node)), (rows != rows[0]).any(dim=0))
+
+    def _glu(self, node: Node) -> Known:
+        source, axis = self.first(node), int(ops.argument(node, "dim"))
+        (value, gate), (taint, gate_taint) = source.value.chunk(2, axis), source.taint.chunk(2, axis)
+        is_zero = ~taint & (value == 0)  # a gate lies within (0, 1)
+        return Known.of(value * gate.sigmoid(), (taint | gate_taint) & ~is_zero)
+
+    def _attention(self, node: Node) -> Known:
+        assert isinstance(node.args[2], Node)
+        return known_attention(self.known(node.args[2]), concrete_shape(node))
+
+    def _product(self, node: Node) -> Known | None:
+        if ops.op_name(node) in {EINSUM, "addmm"}:
+            return None
+        a, b = (self.known(part) for part in node.args[:2] if isinstance(part, Node))
+        return known_product(a, b)
+
+    def _reduction(self, node: Node) -> Known | tuple[Known, ...] | None:
+        if len([n for n in node.all_input_nodes if n not in self.sizes]) > 1:
+            return self._pointwise(node)  # max(a, b)
         source = self.first(node)
-        axes = ops.POOLS[ops.op_name(node)]
-        value, taint = core(source.value), core(source.taint)
-        if set(varying_axes(source.value)) & set(range(source.value.dim() - axes, source.value.dim())):
-            return self._all_tainted_like(node)
-        for axis in range(taint.dim() - axes, taint.dim()):
+        axes = ops.numbers(ops.argument(node, "dim")) or list(range(source.value.dim()))
+        axes = sorted((axis % source.value.dim() for axis in axes), reverse=True)
+        taint = core(source.taint)
+        for axis in axes:
             taint = taint.any(dim=axis, keepdim=True)
-        if ops.op_name(node).startswith("avg_pool") and not _averages_in_bounds(node):
-            taint = taint | (value != 0)
+        value = core(source.value)
+        # what changes along the axis, or counts its places, changes with the resolution
+        changes = [axis for axis in axes if value.shape[axis] > 1]
+        for axis in changes:
+            taint = taint | (value != value.narrow(axis, 0, 1)).any(dim=axis, keepdim=True)
+            value = value.narrow(axis, 0, 1)
+        if ops.op_name(node) not in ops.SIZE_FREE_REDUCTIONS:
+            taint = taint | (value != 0) if ops.op_name(node) == "sum" else torch.ones_like(taint)
+        if not ops.argument(node, "keepdim"):
+            value, taint = _without(value, axes, source), _without(taint, axes, source)
         output = node.meta["val"]
         if isinstance(output, tuple | list):
             shape = example_shape(output[0])
-            indices = all_tainted(shape)
-            return (Known.of(value.expand(shape), taint.expand(shape)), indices)
+            return Known.of(value.expand(shape), taint.expand(shape)), all_tainted(shape)
         shape = concrete_shape(node)
         return Known.of(value.expand(shape), taint.expand(shape))
-
-    def _reduction(self, node: Node) -> Known | tuple[Known, ...]:
-        source = self.first(node)
-        assert callable(node.target)
-        args = [source.value, *(self._map(argument, lambda k: k.value) for argument in node.args[1:])]
-        kwargs = {key: argument for key, argument in node.kwargs.items() if key != "dtype"}
-        if len(args) > 1 and not isinstance(args[1], list | tuple | int):
-            return self._all_tainted_like(node)
-        value = node.target(*args, **kwargs)
-        taint = torch.ops.aten.sum.dim_IntList(
-            source.taint.to(torch.float64), args[1] if len(args) > 1 else None, *args[2:3]
-        )
-        taint = taint > 0
-        if ops.op_name(node) == "sum":
-            taint = taint | (value != 0)  # a sum over positions changes with the resolution
-        return Known.of(value, taint)
 
     def _pointwise(self, node: Node) -> Known | tuple[Known, ...]:
         nodes = [n for n in node.all_input_nodes if n not in self.sizes]
@@ -338,7 +345,17 @@ def _spread(value: Tensor, taint: Tensor, axis: int, shape: torch.Size) -> Known
     return Known.of(value.reshape(view).expand(shape), taint.reshape(view).expand(shape))
 
 
-def _averages_in_bounds(node: Node) -> bool:
-    """Return whether every output of an average pool is the mean of input elements alone."""
-    has_own_divisor = ops.argument(node, "divisor_override") is not None
-    return not has_own_divisor and not (ops.argument(node, "count_include_pad") and ops.adds_zeros(node))
+def _row_constants(taps_OI: Tensor, value_I: Tensor, blocked_I: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what each row of a weight makes of known inputs, and whether a blocked input reaches it."""
+    blocked = taps_OI if blocked_I.all() else taps_OI[:, blocked_I]
+    taint_O = (blocked != 0).flatten(1).any(dim=1)
+    matters_I = value_I != 0
+    return taps_OI[:, matters_I].to(torch.float64).sum(dim=2) @ value_I[matters_I], taint_O
+
+
+def _without(t: Tensor, axes: Sequence[int], source: Known) -> Tensor:
+    """Return `t`, which broadcasts to the source, without the reduced axes."""
+    t = t.reshape((1,) * (source.value.dim() - t.dim()) + tuple(t.shape))
+    for axis in axes:
+        t = t.narrow(axis, 0, 1).squeeze(axis)
+    return t

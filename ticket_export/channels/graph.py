@@ -114,6 +114,9 @@ def groups_from_labels(graph: LabelledGraph) -> list[ChannelGroup]:
     axes = [axis for axis in labelled_axes(graph) if axis.labels.numel()]
     signature = _signatures(axes, graph.classes.num_labels)
     pins = graph.classes.pin_by_root()
+    for labels, reason in graph.equal_counts:
+        for root in set(graph.classes.roots(labels).tolist()):
+            pins.setdefault(root, reason)
     roots_by_signature: dict[int, list[int]] = {}
     for axis in axes:  # graph order: the first producer names the group and orders its channels
         for root in dict.fromkeys(axis.labels.tolist()):

@@ -22,9 +22,11 @@ class Contraction:
         source: the node whose channels are consumed.
         weight: name of the weight; `bias`: name of the bias or None.
         row_axis, column_axis: axes of the weight that hold output and input channels.
-        rows [O], columns [I]: labels.
-        source_axis: the axis of the source that holds its channels.
+        rows [O], columns [I]: labels; a column for every input channel, also where groups share them.
+        source_axis, result_axis: the axes of input and output that hold their channels.
+        groups: row o reads only the columns of its own group.
         is_padded: whether zeros are added around the input before the kernel sees it.
+        has_computed_bias: whether the layer adds a bias that is no parameter.
     """
 
     node: Node
@@ -36,7 +38,10 @@ class Contraction:
     rows: Tensor
     columns: Tensor
     source_axis: int
-    is_padded: bool
+    result_axis: int
+    groups: int = 1
+    is_padded: bool = False
+    has_computed_bias: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,6 +54,8 @@ class LabelledGraph:
     contractions: list[Contraction] = field(default_factory=list)
     weight_rows: dict[str, tuple[int, Tensor]] = field(default_factory=dict)  # name -> (axis, labels)
     weight_columns: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
+    grouped_columns: dict[str, tuple[int, Tensor]] = field(default_factory=dict)  # name -> (groups, labels)
+    equal_counts: list[tuple[Tensor, str]] = field(default_factory=list)  # labels a mask may not choose among
     depthwise: set[str] = field(default_factory=set)  # weights whose rows stay within their channel
     leaves: dict[str, Tensor] = field(default_factory=dict)  # parameters used element by element
     unknown_ops: set[str] = field(default_factory=set)

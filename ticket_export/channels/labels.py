@@ -16,10 +16,20 @@ from torch.fx import Node
 
 from ticket_export.channels import ops
 from ticket_export.channels.classes import FIXED, FREE
-from ticket_export.channels.compact import aligned_cores, broadcast, compact, core, varying_axes
+from ticket_export.channels.compact import aligned_cores, broadcast, core, varying_axes
 from ticket_export.channels.labelled import Contraction, LabelledGraph, Labels
 from ticket_export.channels.movement import moved
-from ticket_export.channels.products import PRODUCTS, label_product
+from ticket_export.channels.norms import label_mixer
+from ticket_export.channels.products import (
+    EINSUM,
+    PRODUCTS,
+    Reading,
+    is_parameter,
+    label_einsum,
+    label_product,
+    parameter_reading,
+)
+from ticket_export.channels.spatial import label_pad, label_pool
 from ticket_export.channels.trace import Trace, concrete_shape, example_shape
 
 
@@ -41,15 +51,22 @@ class _Labeller:
         self.values = graph.values
         self.sizes: dict[Node, object] = {}  # results that are numbers, not tensors
         self.rules: tuple[tuple[Collection[str], Callable[[Node], Labels]], ...] = (
+            (ops.CONVOLUTIONS, self._convolution),
+            (ops.TRANSPOSED_CONVOLUTIONS, self._transposed_convolution),
+            ({"linear"}, self._linear),
+            (PRODUCTS, self._product),
+            ({"embedding"}, self._embedding),
             (ops.BATCH_NORMS, self._batch_norm),
+            ({"instance_norm"}, self._instance_norm),
+            ({"prelu"}, self._per_channel),
             (ops.MOVEMENTS, self._movement),
             (ops.COPIES, self._first),
+            (ops.FILLS, self._fill),
+            ({"glu"}, self._glu),
             (ops.PADS, self._pad),
             (ops.POOLS, self._pool),
             (ops.REDUCTIONS, self._reduction),
             (ops.MIXERS, self._mixer),
-            (PRODUCTS, self._product),
-            ({"prelu"}, self._prelu),
         )
 
     def run(self, node: Node) -> None:
@@ -125,16 +142,6 @@ class _Labeller:
         name = ops.op_name(node)
         if node.op == "call_function" and not name:
             return self._getitem(node)
-        if name in ops.CONVOLUTIONS and self._has_plain_weight(node):
-            return self._convolution(node)
-        if (
-            name in ops.TRANSPOSED_CONVOLUTIONS
-            and self._has_plain_weight(node)
-            and ops.argument(node, "groups") == 1
-        ):
-            return self._contraction(node, row_axis=1, column_axis=0, source_axis=1, is_padded=True)
-        if name == "linear" and self._has_plain_weight(node):
-            return self._contraction(node, row_axis=0, column_axis=1, source_axis=-1, is_padded=False)
         for names, rule in self.rules:
             if name in names:
                 return rule(node)
@@ -151,50 +158,82 @@ class _Labeller:
         assert isinstance(position, int)
         return self.tensors_of(source)[position]
 
-    @staticmethod
-    def _has_plain_weight(node: Node) -> bool:
-        weight = node.args[1]
-        return isinstance(weight, Node) and weight.op == "get_attr"
+    # ------------------------------------------------------------------ contractions
 
-    def _convolution(self, node: Node) -> Tensor:
+    def _convolution(self, node: Node) -> Labels:
+        if not is_parameter(node.args[1]):
+            return self._unknown(node)
+        is_padded = ops.adds_zeros(node)
+        if ops.argument(node, "groups") > 1:
+            return self._grouped_convolution(node, is_padded)
+        return self._contraction(node, _weight_first(node, rows=0, axis=1, is_padded=is_padded))
+
+    def _transposed_convolution(self, node: Node) -> Labels:
+        if not is_parameter(node.args[1]):
+            return self._unknown(node)
         groups = ops.argument(node, "groups")
-        if groups == 1:
-            return self._contraction(
-                node, row_axis=0, column_axis=1, source_axis=1, is_padded=ops.adds_zeros(node)
-            )
+        if groups == 1:  # its border sees fewer taps, as if zeros were added
+            return self._contraction(node, _weight_first(node, rows=1, axis=1, is_padded=True))
         weight = str(node.args[1].target)  # type: ignore[union-attr]
-        source = self.collapse(self._first(node), axis=1)
-        rows = self._rows(weight, axis=0)
-        if groups == len(source) == len(rows):
-            self.classes.unite(rows, source)
-            self.graph.depthwise.add(weight)
-        else:
-            self.classes.pin(source, f"grouped convolution {weight} (groups={groups})")
-            self.classes.pin(rows, f"grouped convolution {weight} (groups={groups})")
-        self._bias(node, rows)
-        return self._spread(rows, axis=1, shape=concrete_shape(node))
+        if groups != self._first(node).shape[1] or self.graph.trace.tensor(weight).shape[1] != 1:
+            return self._unknown(node)
+        return self._depthwise(node, weight, self.classes.collapse(self._first(node), axis=1))
 
-    def _contraction(
-        self, node: Node, *, row_axis: int, column_axis: int, source_axis: int, is_padded: bool
-    ) -> Tensor:
-        source, weight_node = node.args[0], node.args[1]
-        assert isinstance(source, Node)
-        assert isinstance(weight_node, Node)
-        weight = str(weight_node.target)
-        rows = self._rows(weight, axis=row_axis)
-        if weight not in self.graph.weight_columns:
-            num_columns = self.graph.trace.tensor(weight).shape[column_axis]
-            self.graph.weight_columns[weight] = (column_axis, self.classes.fresh(num_columns))
-        columns = self.graph.weight_columns[weight][1]
-        self.classes.unite(columns, self.collapse(self.tensors_of(source)[0], axis=source_axis))
-        bias = self._bias(node, rows)
+    def _grouped_convolution(self, node: Node, is_padded: bool) -> Labels:
+        groups, weight = ops.argument(node, "groups"), str(node.args[1].target)  # type: ignore[union-attr]
+        source = self.classes.collapse(self._first(node), axis=1)
+        if groups == len(source) == self.graph.trace.tensor(weight).shape[0]:
+            return self._depthwise(node, weight, source)
+        rows = self._rows(weight, axis=0)
+        if weight in self.graph.grouped_columns:
+            self.classes.unite(self.graph.grouped_columns[weight][1], source)
+        else:
+            self.graph.grouped_columns[weight] = (groups, source)
+            reason = f"grouped convolution {weight} (groups={groups}) keeps equal numbers in every group"
+            self.graph.equal_counts += [(rows, reason), (source, reason)]
+        bias, is_computed = self._bias(ops.argument(node, "bias"), rows)
         self.graph.contractions.append(
             Contraction(
-                node=node, source=source, weight=weight, bias=bias, row_axis=row_axis, rows=rows,
-                column_axis=column_axis, columns=columns, source_axis=source_axis, is_padded=is_padded,
+                node=node, source=node.all_input_nodes[0], weight=weight, bias=bias,
+                row_axis=0, column_axis=1, rows=rows, columns=source, source_axis=1, result_axis=1,
+                groups=groups, is_padded=is_padded, has_computed_bias=is_computed,
             )
         )  # fmt: skip
-        return self._spread(rows, axis=source_axis, shape=concrete_shape(node))
+        return _spread(rows, axis=1, shape=concrete_shape(node))
+
+    def _depthwise(self, node: Node, weight: str, source: Tensor) -> Tensor:
+        rows = self._rows(weight, axis=0)
+        self.classes.unite(rows, source)
+        self.graph.depthwise.add(weight)
+        self._bias(ops.argument(node, "bias"), rows)
+        return _spread(rows, axis=1, shape=concrete_shape(node))
+
+    def _linear(self, node: Node) -> Labels:
+        if not is_parameter(node.args[1]):
+            return self._unknown(node)
+        return self._contraction(node, _weight_first(node, rows=0, axis=-1))
+
+    def _contraction(self, node: Node, reading: Reading) -> Tensor:
+        weight = str(reading.weight.target)
+        rows = self._rows(weight, axis=reading.row_axis)
+        if weight not in self.graph.weight_columns:
+            num_columns = self.graph.trace.tensor(weight).shape[reading.column_axis]
+            self.graph.weight_columns[weight] = (reading.column_axis, self.classes.fresh(num_columns))
+        columns = self.graph.weight_columns[weight][1]
+        labels = self.tensors_of(reading.source)[0]
+        source_axis = reading.source_axis % labels.dim()
+        result_axis = source_axis if reading.result_axis is None else reading.result_axis
+        self.classes.unite(columns, self.classes.collapse(labels, axis=source_axis))
+        bias, is_computed = self._bias(reading.bias, rows)
+        self.graph.contractions.append(
+            Contraction(
+                node=node, source=reading.source, weight=weight, bias=bias,
+                row_axis=reading.row_axis, column_axis=reading.column_axis, rows=rows, columns=columns,
+                source_axis=source_axis, result_axis=result_axis,
+                is_padded=reading.is_padded, has_computed_bias=is_computed,
+            )
+        )  # fmt: skip
+        return _spread(rows, axis=result_axis, shape=concrete_shape(node))
 
     def _rows(self, weight: str, *, axis: int) -> Tensor:
         if weight not in self.graph.weight_rows:
@@ -202,133 +241,97 @@ class _Labeller:
             self.graph.weight_rows[weight] = (axis, self.classes.fresh(num_rows))
         return self.graph.weight_rows[weight][1]
 
-    def _bias(self, node: Node, rows: Tensor) -> str | None:
-        bias = node.args[2] if len(node.args) > 2 else None
+    def _bias(self, bias: object, rows: Tensor) -> tuple[str | None, bool]:
         if not isinstance(bias, Node):
-            return None
+            return None, False
         labels = self.tensors_of(bias)[0]
         self.classes.unite(labels, rows)
-        return str(bias.target) if bias.op == "get_attr" else None
+        return (str(bias.target), False) if bias.op == "get_attr" else (None, True)
 
-    def collapse(self, labels: Tensor, *, axis: int) -> Tensor:
-        """Return one label per position on `axis`, after uniting all labels that share a position."""
-        lines = core(labels).movedim(axis, 0).reshape(core(labels).shape[axis], -1)
-        self.classes.unite(lines, lines[:, :1])
-        line = self.classes.roots(lines[:, 0])
-        return line.expand(labels.shape[axis])
+    def _product(self, node: Node) -> Labels:
+        reading = parameter_reading(node, self.graph.trace)
+        if reading is not None:
+            return self._contraction(node, reading)
+        factors = [self.tensors_of(n)[0] for n in node.all_input_nodes if n not in self.sizes]
+        if ops.op_name(node) == EINSUM:
+            labels = label_einsum(self.classes, str(node.args[0]), factors, concrete_shape(node))
+        elif any(factor.dim() < 2 for factor in factors) or ops.op_name(node) == "addmm":
+            labels = None
+        else:
+            labels = label_product(self.classes, factors, concrete_shape(node))
+        return self._unknown(node) if labels is None else labels
 
-    @staticmethod
-    def _spread(line: Tensor, *, axis: int, shape: torch.Size) -> Tensor:
-        view = [1] * len(shape)
-        view[axis] = len(line)
-        return line.reshape(view).expand(shape)
+    def _embedding(self, node: Node) -> Labels:
+        table = node.args[0]
+        if not is_parameter(table):
+            return self._unknown(node)
+        assert isinstance(table, Node)
+        name = str(table.target)
+        if name not in self.graph.leaves:
+            num_rows, width = self.graph.trace.tensor(name).shape
+            self.graph.leaves[name] = self.classes.fresh(width).expand(num_rows, width)
+        labels = self.classes.uniform_along(self.tensors_of(table)[0], [0])
+        return labels[0].expand(concrete_shape(node))
+
+    # ------------------------------------------------------------------ channels by themselves
 
     def _batch_norm(self, node: Node) -> Labels:
-        labels = self._per_channel(node, axis=1)
+        labels = self._per_channel(node)
         empty = torch.full((0,), FREE)
         return (labels, empty, empty) if isinstance(node.meta["val"], tuple | list) else labels
 
-    def _prelu(self, node: Node) -> Labels:
-        return self._per_channel(node, axis=1)
-
-    def _per_channel(self, node: Node, *, axis: int) -> Tensor:
+    def _per_channel(self, node: Node) -> Tensor:
         source = self._first(node)
         for parameter in node.args[1:]:
             if isinstance(parameter, Node) and parameter not in self.sizes:
                 line = self.tensors_of(parameter)[0]
                 if line.numel() > 1:
-                    self.classes.unite(self._spread(line, axis=axis, shape=source.shape), source)
+                    self.classes.unite(_spread(line, axis=1, shape=source.shape), source)
         return source
+
+    def _instance_norm(self, node: Node) -> Tensor:
+        # every channel by itself, but over all its places
+        source = self._first(node)
+        self.classes.uniform_along(source, range(2, source.dim()))
+        return self._per_channel(node)
 
     def _movement(self, node: Node) -> Labels:
         result = moved(node, self.operand, self.graph.trace)
         return self._unknown(node) if result is None else result
 
-    def _pad(self, node: Node) -> Labels:
-        labels = self._first(node)
-        amounts = node.args[1]
-        assert isinstance(amounts, list | tuple)
-        for index in range(len(amounts) // 2):
-            axis = labels.dim() - 1 - index
-            before, after = self.operand(amounts[2 * index]), self.operand(amounts[2 * index + 1])
-            assert isinstance(before, int)
-            assert isinstance(after, int)
-            if before < 0 or after < 0:
-                labels = labels.narrow(
-                    axis, max(-before, 0), labels.shape[axis] + min(before, 0) + min(after, 0)
-                )
-            if ops.pad_mode(node) != "constant" and axis in varying_axes(labels):
-                return self._unknown(node)  # channels copied beside themselves
-            labels = self._padded(labels, axis, max(before, 0), max(after, 0))
-        return labels
+    def _fill(self, node: Node) -> Tensor:
+        return self._first(node)
 
-    def _padded(self, labels: Tensor, axis: int, before: int, after: int) -> Tensor:
-        if before == after == 0:
-            return labels
-        shape = list(labels.shape)
-        if axis not in varying_axes(labels):
-            shape[axis] += before + after
-            return labels.narrow(axis, 0, 1).expand(shape)
-        # slots on a channel axis are channels of their own: they are zero, and go when nothing joins them
-        edges = []
-        for amount in (before, after):
-            shape[axis] = amount
-            edges.append(self._spread(self.classes.fresh(amount), axis=axis, shape=torch.Size(shape)))
-        return compact(torch.cat([edges[0], labels, edges[1]], dim=axis))
+    def _glu(self, node: Node) -> Tensor:
+        labels = self._first(node)
+        value, gate = labels.chunk(2, dim=int(ops.argument(node, "dim")))
+        self.classes.unite(value, gate)
+        return self.classes.roots(value)
+
+    def _pad(self, node: Node) -> Labels:
+        amounts = self.operand(node.args[1])
+        assert isinstance(amounts, list | tuple)
+        labels = label_pad(self.classes, node, self._first(node), amounts)
+        return self._unknown(node) if labels is None else labels
 
     def _pool(self, node: Node) -> Labels:
-        labels = self._first(node)
-        for axis in range(labels.dim() - ops.POOLS[ops.op_name(node)], labels.dim()):
-            labels = self._uniform_along(labels, axis)
-        value = node.meta["val"]
-        if isinstance(value, tuple | list):
-            return tuple(core(labels).expand(example_shape(part)) for part in value)
-        return core(labels).expand(concrete_shape(node))
+        return label_pool(self.classes, node, self._first(node))
 
-    def _uniform_along(self, labels: Tensor, axis: int) -> Tensor:
-        if axis not in varying_axes(labels):
-            return labels
-        self.classes.unite(labels, labels.narrow(axis, 0, 1))
-        return self.classes.roots(labels)
-
-    def _reduction(self, node: Node) -> Tensor:
+    def _reduction(self, node: Node) -> Labels:
+        if len([n for n in node.all_input_nodes if n not in self.sizes]) > 1:
+            return self._pointwise(node)  # max(a, b)
         labels = self._first(node)
         named = ops.numbers(ops.argument(node, "dim")) or list(range(labels.dim()))
         axes = [axis % labels.dim() for axis in named]
         keeps_axes = bool(ops.argument(node, "keepdim"))
-        for axis in axes:
-            if axis in varying_axes(labels):
-                self.classes.pin(labels, f"{ops.op_name(node)} over channels")
-                labels = self._uniform_along(labels, axis)
+        labels = self.classes.mix(labels, axes, f"{ops.op_name(node)} over channels")
         for axis in sorted(axes, reverse=True):
             labels = labels.narrow(axis, 0, 1) if keeps_axes else labels.select(axis, 0)
-        return labels
+        value = node.meta["val"]
+        return (labels,) * len(value) if isinstance(value, tuple | list) else labels
 
     def _mixer(self, node: Node) -> Labels:
-        labels = self._first(node)
-        name = ops.op_name(node)
-        if "softmax" in name:
-            mixed = [axis % labels.dim() for axis in ops.numbers(ops.argument(node, "dim"))]
-        elif name == "layer_norm":
-            mixed = list(range(labels.dim() - len(ops.argument(node, "normalized_shape")), labels.dim()))
-        else:
-            mixed = list(range(1, labels.dim()))
-        if set(mixed) & set(varying_axes(labels)):
-            self.classes.pin(labels, f"{name} mixes its channels")
-        for parameter in node.args[1:]:
-            if isinstance(parameter, Node) and parameter.op == "get_attr":
-                leaf = self.tensors_of(parameter)[0]
-                axis_first = 1 if name in {"group_norm", "instance_norm"} else labels.dim() - leaf.dim()
-                view = (1,) * axis_first + tuple(leaf.shape)
-                view += (1,) * (labels.dim() - len(view))
-                self.classes.unite(leaf.reshape(view), labels)
-        return self.classes.roots(labels)
-
-    def _product(self, node: Node) -> Labels:
-        factors = [self.tensors_of(n)[0] for n in node.all_input_nodes if n not in self.sizes]
-        if any(labels.dim() < 2 for labels in factors):
-            return self._unknown(node)
-        return label_product(self.classes, factors, concrete_shape(node))
+        return label_mixer(self.classes, node, self._first(node), lambda n: self.tensors_of(n)[0])
 
     def _pointwise(self, node: Node) -> Tensor:
         nodes = [n for n in node.all_input_nodes if n not in self.sizes]
@@ -398,3 +401,20 @@ class _Labeller:
             self.graph.leaves[name] = roots
             if len(varying_axes(roots)) > 1:
                 self.classes.pin(roots, f"the channels of {name} lie along more than one axis")
+
+
+def _spread(line: Tensor, *, axis: int, shape: torch.Size) -> Tensor:
+    view = [1] * len(shape)
+    view[axis] = len(line)
+    return line.reshape(view).expand(shape)
+
+
+def _weight_first(node: Node, *, rows: int, axis: int, is_padded: bool = False) -> Reading:
+    """Return the reading of a layer whose arguments are input, weight and bias."""
+    source, weight = node.args[:2]
+    assert isinstance(source, Node)
+    assert isinstance(weight, Node)
+    return Reading(
+        source=source, weight=weight, bias=ops.argument(node, "bias"),
+        row_axis=rows, column_axis=1 - rows, source_axis=axis, is_padded=is_padded,
+    )  # fmt: skip

@@ -21,7 +21,7 @@ MOVEMENTS = frozenset(
         "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "expand", "slice", "select", "split",
         "split_with_sizes", "chunk", "unbind", "cat", "stack", "unsqueeze", "squeeze", "flip", "roll",
         "flatten", "unflatten", "index_select", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
-        "repeat", "narrow", "index",
+        "repeat", "narrow", "index", "tile", "repeat_interleave", "slice_scatter",
     }
 )  # fmt: skip
 
@@ -30,23 +30,39 @@ COPIES = frozenset(
     {"clone", "contiguous", "alias", "detach", "_to_copy", "to", "lift_fresh_copy", "dropout", "type_as"}
 )
 
+# one value everywhere, in the shape of the first argument
+FILLS = {"zeros_like": 0.0, "ones_like": 1.0}
+
+# element-wise, though torch does not tag them so
+_POINTWISE = frozenset(
+    {"hardswish", "log_sigmoid", "where", "lerp", "rsub", "masked_fill", "addcmul", "addcdiv"}
+)
+
 # name -> number of trailing axes that are pooled, each channel on its own
 POOLS = {
     "max_pool1d": 1, "max_pool2d": 2, "max_pool3d": 3, "max_pool2d_with_indices": 2,
     "avg_pool1d": 1, "avg_pool2d": 2, "avg_pool3d": 3,
     "adaptive_avg_pool1d": 1, "adaptive_avg_pool2d": 2, "adaptive_avg_pool3d": 3,
-    "adaptive_max_pool2d": 2,
-    "upsample_nearest2d": 2, "upsample_bilinear2d": 2, "upsample_bicubic2d": 2,
+    "adaptive_max_pool1d": 1, "adaptive_max_pool2d": 2, "adaptive_max_pool3d": 3,
+    "upsample_nearest1d": 1, "upsample_nearest2d": 2, "upsample_nearest3d": 3,
+    "_upsample_nearest_exact1d": 1, "_upsample_nearest_exact2d": 2, "_upsample_nearest_exact3d": 3,
+    "upsample_linear1d": 1, "upsample_bilinear2d": 2, "upsample_trilinear3d": 3, "upsample_bicubic2d": 2,
+    "_upsample_bilinear2d_aa": 2, "_upsample_bicubic2d_aa": 2,
 }  # fmt: skip
 
 PADS = frozenset({"constant_pad_nd", "pad"})
 
-REDUCTIONS = frozenset({"mean", "sum", "amax", "amin"})
+REDUCTIONS = frozenset(
+    {"mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "prod", "logsumexp", "max", "min"}
+)
+
+# of a constant that is equal along the reduced axes, these give the same for any number of elements
+SIZE_FREE_REDUCTIONS = frozenset({"mean", "amax", "amin", "max", "min"})
 
 # the normalised or compared axes mix their channels
-MIXERS = frozenset(
-    {"layer_norm", "group_norm", "softmax", "_softmax", "log_softmax", "_log_softmax", "instance_norm"}
-)
+SOFTMAXES = frozenset({"softmax", "_softmax", "log_softmax", "_log_softmax"})
+LAYER_NORMS = frozenset({"layer_norm", "rms_norm"})
+MIXERS = SOFTMAXES | LAYER_NORMS | {"group_norm"}
 
 
 def op_name(node: Node) -> str:
@@ -59,7 +75,9 @@ def op_name(node: Node) -> str:
 
 def is_pointwise(node: Node) -> bool:
     """Return whether every output element depends on the input elements in its own place alone."""
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    return torch.Tag.pointwise in node.target.tags or op_name(node) in _POINTWISE
 
 
 def argument(node: Node, name: str) -> Any:  # Any: whatever the schema holds there

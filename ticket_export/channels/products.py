@@ -6,15 +6,126 @@ class: a head goes as a whole, when nothing reads it or when what it emits is co
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.fx import Node
 
+from ticket_export.channels import ops
 from ticket_export.channels.classes import ChannelClasses
 from ticket_export.channels.compact import broadcast, core
 from ticket_export.channels.known import Known
+from ticket_export.channels.trace import Trace
 
 ATTENTION = "scaled_dot_product_attention"
-PRODUCTS = frozenset({"matmul", "bmm", ATTENTION})
+EINSUM = "einsum"
+PRODUCTS = frozenset({"matmul", "bmm", "addmm", EINSUM, ATTENTION})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How a contraction reads its tensors.
+
+    Attributes:
+        source, weight, bias: its arguments; `bias` is None or whatever stands there.
+        row_axis, column_axis: axes of the weight that hold output and input channels.
+        source_axis: of the input; `result_axis` is that of the output, where it is another.
+        is_padded: whether zeros are added around the input.
+    """
+
+    source: Node
+    weight: Node
+    bias: object
+    row_axis: int
+    column_axis: int
+    source_axis: int
+    result_axis: int | None = None
+    is_padded: bool = False
+
+
+def is_parameter(argument: object) -> bool:
+    """Return whether an argument is a parameter or buffer, not something computed."""
+    return isinstance(argument, Node) and argument.op == "get_attr"
+
+
+def parameter_reading(node: Node, trace: Trace) -> Reading | None:
+    """Return how a product with a matrix of parameters reads it: a linear layer written out; else None."""
+    name = ops.op_name(node)
+    if name == "matmul":
+        source, weight, bias = node.args[0], node.args[1], None
+    elif name == "addmm" and ops.argument(node, "alpha") == 1 and ops.argument(node, "beta") == 1:
+        bias, source, weight = node.args
+    elif name == EINSUM and isinstance(node.args[1], list | tuple) and len(node.args[1]) == 2:
+        return _einsum_reading(node, trace)
+    else:
+        return None
+    if not _is_matrix(weight, trace) or is_parameter(source):
+        return None
+    assert isinstance(source, Node)
+    assert isinstance(weight, Node)
+    return Reading(source=source, weight=weight, bias=bias, row_axis=1, column_axis=0, source_axis=-1)
+
+
+def _einsum_reading(node: Node, trace: Trace) -> Reading | None:
+    inputs, _, output = str(node.args[0]).replace(" ", "").partition("->")
+    terms, operands = inputs.split(","), list(node.args[1])  # type: ignore[arg-type]
+    if is_parameter(operands[0]):
+        terms, operands = terms[::-1], operands[::-1]
+    source, weight = operands
+    if not _is_matrix(weight, trace) or is_parameter(source) or "." in inputs or len(terms) != 2:
+        return None
+    rows = [letter for letter in terms[1] if letter in output and letter not in terms[0]]
+    columns = [letter for letter in terms[1] if letter in terms[0] and letter not in output]
+    plain = set(terms[0]) - set(columns) | set(rows) == set(output) and len(output) == len(terms[0])
+    if len(rows) != 1 or len(columns) != 1 or not plain:
+        return None
+    assert isinstance(source, Node)
+    assert isinstance(weight, Node)
+    return Reading(
+        source=source, weight=weight, bias=None,
+        row_axis=terms[1].index(rows[0]), column_axis=terms[1].index(columns[0]),
+        source_axis=terms[0].index(columns[0]), result_axis=output.index(rows[0]),
+    )  # fmt: skip
+
+
+def _is_matrix(argument: object, trace: Trace) -> bool:
+    return is_parameter(argument) and trace.tensor(str(argument.target)).dim() == 2  # type: ignore[attr-defined]
+
+
+def label_einsum(
+    classes: ChannelClasses, equation: str, factors: list[Tensor], shape: torch.Size
+) -> Tensor | None:
+    """Return the labels of an einsum after uniting what each index of its shared letters mixes.
+
+    A letter that every factor and the result hold is an index (a head, say); all other letters are summed
+    or spread over, so what they hold together goes as a whole.
+
+    Returns:
+        None for an equation with an ellipsis or a repeated letter.
+    """
+    inputs, _, output = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if "." in equation or "->" not in equation or any(len(set(term)) < len(term) for term in terms):
+        return None
+    shared = [letter for letter in output if all(letter in term for term in terms)]
+    heads: list[Tensor] = []
+    for term, labels in zip(terms, factors, strict=True):
+        order = [term.index(letter) for letter in shared]
+        order += [axis for axis, letter in enumerate(term) if letter not in shared]
+        stored = core(labels).permute(order)
+        lines = stored.reshape(*stored.shape[: len(shared)], -1)
+        classes.unite(lines, lines[..., :1])
+        heads.append(lines[..., 0])
+    for head in heads[1:]:
+        classes.unite(heads[0], head)
+    joined = heads[0]
+    for head in heads[1:]:
+        joined = torch.maximum(*broadcast(joined, head))
+    joined = classes.roots(joined)
+    placed = joined.reshape(*joined.shape, *([1] * (len(output) - len(shared))))
+    letters = [*shared, *(letter for letter in output if letter not in shared)]
+    return placed.permute([letters.index(letter) for letter in output]).expand(shape)
 
 
 def label_product(classes: ChannelClasses, factors: list[Tensor], shape: torch.Size) -> Tensor:
@@ -29,6 +140,7 @@ def label_product(classes: ChannelClasses, factors: list[Tensor], shape: torch.S
     heads: list[Tensor] = []
     for labels in factors:
         if heads and labels.shape[:-2].numel() == 1:
+            classes.pin(labels, "one factor of all heads of a product")
             continue
         stored = core(labels)
         lines = stored.reshape(*stored.shape[:-2], -1)

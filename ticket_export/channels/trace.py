@@ -7,13 +7,14 @@ import copy
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, export
 from torch.fx import GraphModule, Node
+from torch.nn.modules.conv import _ConvNd
 
 from ticket_export.errors import ShrinkError
 
@@ -26,11 +27,13 @@ class Trace:
         module: the graph; `get_attr` targets are the names in the model's `state_dict`.
         inputs: the example inputs it was traced with, batch >= 2.
         dynamic_batch: whether the graph accepts any batch; False where the forward fixes it.
+        layer_types: path of every module -> its class.
     """
 
     module: GraphModule
     inputs: tuple[Tensor, ...]
     dynamic_batch: bool
+    layer_types: Mapping[str, type[nn.Module]]
 
     def tensor(self, name: str) -> Tensor:
         """Return the parameter, buffer or lifted constant called `name`."""
@@ -42,6 +45,13 @@ class Trace:
                 f"the traced network reads {name!r}, which is a {type(found).__name__}, no tensor"
             )
         return found
+
+    def layer_of(self, weight: str) -> type[nn.Module] | None:
+        """Return the class of the convolution or linear layer whose `weight` this is, or None."""
+        owner, _, attribute = weight.rpartition(".")
+        kind = self.layer_types.get(owner)
+        is_layer = kind is not None and attribute == "weight" and issubclass(kind, _ConvNd | nn.Linear)
+        return kind if is_layer else None
 
 
 def example_tuple(example_inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -98,7 +108,12 @@ def trace(
     module = program.module(check_guards=False)
     assert isinstance(module, GraphModule)
     _read_shared_tensors_by_one_name(module, frozen)
-    return Trace(module=module, inputs=inputs, dynamic_batch=_has_open_batch(module))
+    return Trace(
+        module=module,
+        inputs=inputs,
+        dynamic_batch=_has_open_batch(module),
+        layer_types={name: type(part) for name, part in frozen.named_modules(remove_duplicate=False)},
+    )
 
 
 def _dynamic_axes(x: Tensor, *, dynamic_size: bool) -> dict[int, object]:

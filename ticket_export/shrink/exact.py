@@ -135,8 +135,8 @@ def _shrunk(dense: nn.Module, inputs: tuple[Tensor, ...], round_to: int, toleran
     sinks = sinks_of(graph, find_constants(graph))
     decision = decide(graph, sinks, groups, round_to=round_to)
     folded = fold_constants(graph, sinks, decision)
-    plan = plan_from_kept(graph, decision.kept, new_biases=sorted(folded.new_biases), folds=folded.folds)
-    small = model_from_plan(dense, plan, folded.tensors, folded.new_biases)
+    plan = plan_from_kept(graph, decision.kept, folded)
+    small = model_from_plan(dense, plan, folded)
     small, plan, rel_error = _proven(small, dense, plan, inputs, tolerance, traced.dynamic_batch)
     report = ShrinkReport(
         **_costs(small, dense, inputs),

@@ -3,8 +3,9 @@
 A constant that an unpadded layer reads becomes a shift of its output: into the running mean of the norm that
 follows, else into the bias. Zero padding meets the kernel where the constant does not, so at a padded
 convolution the constants of one tensor collapse into one carrier channel: with c_i the constants, v the
-carrier's and W_i the kernel columns, the carrier's column becomes W_v + sum_i (c_i / v) W_i. That is exact at
-the borders and at every resolution.
+carrier's and W_i the kernel columns, the carrier's column becomes W_v + sum_i (c_i / v) W_i. Or no channel
+carries them, and the layer adds the response of the kernel sum_i c_i W_i to an image of ones. Both are exact
+at the borders and at every resolution.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Fold:
     """One constant that moved.
 
     Attributes:
-        kind: "running_mean", "bias", "new_bias" or "carrier".
+        kind: "running_mean", "bias", "new_bias", "carrier" or "term".
         weight: the layer that read the constants.
         target: the tensor that holds them now.
         num_channels: how many removed channels it stands for.
@@ -45,11 +46,13 @@ class FoldedTensors:
     Attributes:
         tensors: name -> new value, dense shape.
         new_biases: weight name -> bias [O] of a layer that had none.
+        terms: weight name -> kernel [O, 1, *kernel] whose response to ones the layer adds.
         folds: what was moved where.
     """
 
     tensors: Mapping[str, Tensor]
     new_biases: Mapping[str, Tensor]
+    terms: Mapping[str, Tensor]
     folds: Sequence[Fold]
 
 
@@ -64,7 +67,8 @@ class _Folder:
         self.decision = decision
         self.tensors: dict[str, Tensor] = {}
         self.new_biases: dict[str, Tensor] = {}
-        self.folds: list[Fold] = []
+        self.terms: dict[str, Tensor] = {}
+        self.folds: dict[tuple[str, str, str], int] = {}  # (kind, weight, target) -> number of channels
         self.uses: dict[str, list[Contraction]] = {}
         for contraction in graph.contractions:
             self.uses.setdefault(contraction.weight, []).append(contraction)
@@ -72,15 +76,27 @@ class _Folder:
 
     def run(self, sinks: Sequence[Sink]) -> FoldedTensors:
         for sink in sinks:
-            self._clear_rows_nobody_needs(sink)
-            removed = sink.foldable & (sink.value != 0) & ~self.decision.kept[sink.columns]
-            read = sink.is_nonzero[self.decision.kept[sink.rows]].any(dim=0)
-            if (removed & read).any():
-                if sink.is_padded:
-                    self._into_carrier(sink, removed & read)
-                else:
-                    self._into_shift(sink, removed & read)
-        return FoldedTensors(tensors=self.tensors, new_biases=self.new_biases, folds=self.folds)
+            idle = self._idle_rows(sink)
+            if (idle[:, None] & sink.is_nonzero).any():
+                self._matrix(sink)[idle] = 0.0
+            is_kept = self.decision.kept[sink.columns]
+            read = sink.is_nonzero[self.decision.kept[sink.rows] & ~idle].any(dim=0)
+            folded = read & sink.foldable & (sink.value != 0) & ~is_kept
+            if not folded.any():
+                continue
+            if not sink.is_padded:
+                self._into_shift(sink, folded)
+            elif (sink.foldable & (sink.value != 0) & is_kept).any():
+                self._into_carrier(sink, folded)
+            else:
+                self._into_term(sink, folded)
+        folds = [Fold(kind=k, weight=w, target=t, num_channels=n) for (k, w, t), n in self.folds.items()]
+        return FoldedTensors(tensors=self.tensors, new_biases=self.new_biases, terms=self.terms, folds=folds)
+
+    def _idle_rows(self, sink: Sink) -> Tensor:
+        # a carrier or a width filler whose row depends on the input is cancelled further down (or read by
+        # nobody); zero, it reads nothing either, so what it read can go
+        return self.decision.kept[sink.rows] & ~self.decision.needed[sink.rows] & sink.row_is_tainted
 
     def _tensor(self, name: str) -> Tensor:
         if name not in self.tensors:
@@ -88,54 +104,53 @@ class _Folder:
         return self.tensors[name]
 
     def _matrix(self, sink: Sink) -> Tensor:
-        """Return the weight as a view [O, I, ...] that writes through."""
+        """Return the sink's rows of the weight as a view [O, I, ...] that writes through."""
         first = self.uses[sink.weight][0]
-        return self._tensor(sink.weight).movedim((first.row_axis, first.column_axis), (0, 1))
+        whole = self._tensor(sink.weight).movedim((first.row_axis, first.column_axis), (0, 1))
+        return whole[sink.first_row : sink.first_row + len(sink.rows)]
 
-    def _clear_rows_nobody_needs(self, sink: Sink) -> None:
-        # a carrier or a width filler whose row depends on the input is cancelled further down (or read by
-        # nobody); zero, it reads nothing either, so what it read can go
-        idle = self.decision.kept[sink.rows] & ~self.decision.needed[sink.rows] & sink.row_is_tainted
-        if (idle[:, None] & sink.is_nonzero).any():
-            self._matrix(sink)[idle] = 0.0
+    def _note(self, kind: str, sink: Sink, target: str, folded: Tensor) -> None:
+        place = (kind, sink.weight, target)
+        self.folds[place] = self.folds.get(place, 0) + int(folded.sum())
 
-    def _into_carrier(self, sink: Sink, removed: Tensor) -> None:
+    def _into_carrier(self, sink: Sink, folded: Tensor) -> None:
         usable = sink.foldable & (sink.value != 0) & self.decision.kept[sink.columns]
         carrier = int(torch.where(usable, sink.value.abs(), -1.0).argmax())
         weight = self._matrix(sink)
-        share = sink.value[removed] / sink.value[carrier]
-        weight[:, carrier] += (weight[:, removed].movedim(1, -1) * share).sum(dim=-1)
-        self.folds.append(
-            Fold(kind="carrier", weight=sink.weight, target=sink.weight, num_channels=int(removed.sum()))
-        )
+        share = sink.value[folded] / sink.value[carrier]
+        weight[:, carrier] += (weight[:, folded].movedim(1, -1) * share).sum(dim=-1)
+        self._note("carrier", sink, sink.weight, folded)
 
-    def _into_shift(self, sink: Sink, removed: Tensor) -> None:
-        taps = (
-            self._matrix(sink)[:, removed].flatten(2).sum(dim=2)
-            if self._matrix(sink).dim() > 2
-            else (self._matrix(sink)[:, removed])
-        )
-        shift_O = taps @ sink.value[removed]
-        count = int(removed.sum())
+    def _into_term(self, sink: Sink, folded: Tensor) -> None:
+        weight = self._matrix(sink)
+        kernel = (weight[:, folded].movedim(1, -1) * sink.value[folded]).sum(dim=-1)
+        if sink.weight not in self.terms:
+            whole = self._tensor(sink.weight)
+            self.terms[sink.weight] = whole.new_zeros(whole.shape[0], 1, *whole.shape[2:])
+        self.terms[sink.weight][sink.first_row : sink.first_row + len(sink.rows), 0] = kernel
+        self._note("term", sink, sink.weight.removesuffix("weight") + "border", folded)
+
+    def _into_shift(self, sink: Sink, folded: Tensor) -> None:
+        columns = self._matrix(sink)[:, folded]
+        taps = columns.flatten(2).sum(dim=2) if columns.dim() > 2 else columns
+        shift_O = taps @ sink.value[folded]
+        rows = slice(sink.first_row, sink.first_row + len(sink.rows))
         shifted_biases: set[str] = set()
         for contraction in self.uses[sink.weight]:
             mean = self._own_running_mean(contraction.node)
             if mean is not None:
-                self._tensor(mean).sub_(shift_O)
-                self.folds.append(
-                    Fold(kind="running_mean", weight=sink.weight, target=mean, num_channels=count)
-                )
-            elif contraction.bias is not None:
-                if contraction.bias not in shifted_biases:
-                    shifted_biases.add(contraction.bias)
-                    self._tensor(contraction.bias).add_(shift_O)
-                    self.folds.append(
-                        Fold(kind="bias", weight=sink.weight, target=contraction.bias, num_channels=count)
-                    )
-            elif sink.weight not in self.new_biases:
-                self.new_biases[sink.weight] = shift_O
-                bias = sink.weight.removesuffix("weight") + "bias"
-                self.folds.append(Fold(kind="new_bias", weight=sink.weight, target=bias, num_channels=count))
+                self._tensor(mean)[rows] -= shift_O
+                self._note("running_mean", sink, mean, folded)
+            elif contraction.bias is None:
+                if sink.weight not in self.new_biases:
+                    num_rows = self.graph.trace.tensor(sink.weight).shape[contraction.row_axis]
+                    self.new_biases[sink.weight] = torch.zeros(num_rows, dtype=torch.float64)
+                self.new_biases[sink.weight][rows] = shift_O
+                self._note("new_bias", sink, sink.weight.removesuffix("weight") + "bias", folded)
+            elif contraction.bias not in shifted_biases:
+                shifted_biases.add(contraction.bias)
+                self._tensor(contraction.bias)[rows] += shift_O
+                self._note("bias", sink, contraction.bias, folded)
 
     def _own_running_mean(self, node: Node) -> str | None:
         users = list(node.users)

@@ -13,6 +13,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from ticket_export.channels.graph import ChannelGroup
 from ticket_export.channels.mask import Mask
 from ticket_export.errors import ShrinkError
+from ticket_export.shrink.fold import FoldedTensors
+from ticket_export.shrink.layers import give_more, scatter_from_live
 from ticket_export.shrink.plan import Plan, plan_from_mask
 
 
@@ -32,59 +34,91 @@ def small_from_mask(model: nn.Module, groups: Sequence[ChannelGroup], mask: Mask
     return model_from_plan(model, plan_from_mask(groups, mask))
 
 
-def model_from_plan(
-    model: nn.Module,
-    plan: Plan,
-    tensors: Mapping[str, Tensor] | None = None,
-    new_biases: Mapping[str, Tensor] | None = None,
-) -> nn.Module:
+def model_from_plan(model: nn.Module, plan: Plan, folded: FoldedTensors | None = None) -> nn.Module:
     """Return a copy of `model` in which every tensor is what `plan` keeps of it.
 
     Args:
         model: the dense network; it is not changed.
         plan: the kept positions.
-        tensors: dense-shaped values that replace the model's own.
-        new_biases: weight name -> dense bias of a layer that has none.
+        folded: dense-shaped values that replace the model's own, biases of layers that have none, and border
+            terms; None builds the shapes for weights that are loaded later.
 
     Raises:
         ShrinkError: the plan names a tensor that the model does not have, or a position outside it.
     """
     small = copy.deepcopy(model)
     _check_names(small, plan)
-    tensors, new_biases = tensors or {}, new_biases or {}
+    tensors = {} if folded is None else folded.tensors
+    num_groups = {
+        name: plan.groups_of(name, tensor.shape[1])
+        for name, tensor in _named_tensors(small)
+        if name in plan.grouped
+    }
+    _slice_tensors(small, plan, tensors)
+    for weight in plan.new_biases:
+        _add_bias(
+            small,
+            weight,
+            None if folded is None else _kept_rows(small, plan, weight, folded.new_biases[weight]),
+        )
+    for weight in plan.terms:
+        _add_term(
+            small, weight, None if folded is None else _kept_rows(small, plan, weight, folded.terms[weight])
+        )
+    for weight, rows in plan.live_rows.items():
+        _keep_live_rows(small, weight, rows)
+    groups_by_id = {id(_attribute(small, name)): number for name, number in num_groups.items()}
+    for module in small.modules():
+        update_sizes(module, groups_by_id.get(id(getattr(module, "weight", None))))
+    return small
+
+
+def _slice_tensors(small: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
     named = _named_tensors(small)
     new_by_id = {
         id(old): _like(old, plan.sliced(name, tensors.get(name, old.detach())))
         for name, old in named
-        if name in plan.kept or name in tensors
+        if name in plan.kept or name in plan.grouped or name in tensors
     }
     for name, old in named:  # a shared tensor stays shared: the plan knows it by one of its names
         if id(old) in new_by_id:
             _assign(small, name, new_by_id[id(old)])
-    for weight in plan.new_biases:
-        _add_bias(
-            small, weight, None if weight not in new_biases else _kept_rows(small, plan, weight, new_biases)
-        )
-    for module in small.modules():
-        update_sizes(module)
-    return small
 
 
-def update_sizes(module: nn.Module) -> None:
-    """Set the size attributes of one layer to the shapes of its tensors."""
+def update_sizes(module: nn.Module, num_groups: int | None = None) -> None:
+    """Set the size attributes of one layer to the shapes of its tensors.
+
+    Args:
+        module: any module; layers without such attributes are left as they are.
+        num_groups: of a grouped convolution that lost whole groups; None leaves it, except where every
+            channel is a group of its own.
+    """
     if isinstance(module, _ConvNd):
         rows, columns = module.weight.shape[:2]
         is_transposed = isinstance(module, _ConvTransposeNd)
-        if module.groups > 1 and columns == 1 and not is_transposed:
-            module.groups = rows  # depthwise: as many groups as channels
-        module.out_channels = columns * module.groups if is_transposed else rows
+        if num_groups is not None:
+            module.groups = num_groups
+        elif module.groups == module.in_channels == module.out_channels and columns == 1:
+            module.groups = rows  # depthwise
+        scatter = getattr(module, "scatter", None)
+        module.out_channels = (
+            columns * module.groups if is_transposed else rows if scatter is None else len(scatter)
+        )
         module.in_channels = rows if is_transposed else columns * module.groups
     elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
+        rows, module.in_features = module.weight.shape
+        scatter = getattr(module, "scatter", None)
+        module.out_features = rows if scatter is None else len(scatter)
     elif isinstance(module, _NormBase):
         described = module.weight if module.weight is not None else module.running_mean
         if described is not None:
             module.num_features = len(described)
+    elif isinstance(module, nn.GroupNorm) and module.affine:
+        channels_per_group = module.num_channels // module.num_groups
+        module.num_channels = len(module.weight)
+        module.num_groups = module.num_channels // channels_per_group
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
 
@@ -127,22 +161,48 @@ def _assign(model: nn.Module, name: str, value: Tensor) -> None:
         setattr(owner, attribute, value)
 
 
-def _kept_rows(model: nn.Module, plan: Plan, weight: str, new_biases: Mapping[str, Tensor]) -> Tensor:
-    owner = model.get_submodule(weight.rpartition(".")[0])
-    row_axis = 1 if isinstance(owner, _ConvTransposeNd) else 0
-    bias = new_biases[weight]
-    positions = plan.kept.get(weight, {}).get(row_axis)
-    return bias if positions is None else bias[torch.tensor(positions)]
+def _attribute(model: nn.Module, name: str) -> object:
+    owner, _, attribute = name.rpartition(".")
+    return getattr(model.get_submodule(owner), attribute)
+
+
+def _kept_rows(model: nn.Module, plan: Plan, weight: str, values: Tensor) -> Tensor:
+    positions = plan.kept.get(weight, {}).get(_row_axis(_layer(model, weight)))
+    return values if positions is None else values[torch.tensor(positions)]
 
 
 def _add_bias(model: nn.Module, weight: str, value: Tensor | None) -> None:
-    owner = model.get_submodule(weight.rpartition(".")[0])
-    if not isinstance(owner, _ConvNd | nn.Linear):
-        raise ShrinkError(
-            f"{weight!r} needs a bias, which {type(owner).__name__} cannot take",
-            hint="give the layer a bias of zeros before shrinking",
-        )
-    row_axis = 1 if isinstance(owner, _ConvTransposeNd) else 0
+    owner = _layer(model, weight)
     if value is None:
-        value = torch.zeros(owner.weight.shape[row_axis])
+        value = torch.zeros(owner.weight.shape[_row_axis(owner)])
     owner.bias = nn.Parameter(value.to(owner.weight).contiguous())
+
+
+def _add_term(model: nn.Module, weight: str, value: Tensor | None) -> None:
+    owner = _layer(model, weight)
+    if value is None:
+        value = torch.zeros(owner.weight.shape[0], 1, *owner.weight.shape[2:])
+    give_more(owner)
+    owner.border = nn.Parameter(value.to(owner.weight).contiguous())
+
+
+def _keep_live_rows(model: nn.Module, weight: str, rows: Sequence[int]) -> None:
+    owner = _layer(model, weight)
+    give_more(owner)
+    lives = torch.zeros(len(owner.weight), dtype=torch.bool)
+    lives[torch.tensor(rows)] = True
+    owner.scatter = scatter_from_live(lives).to(owner.weight.device)
+    owner.weight = _like(owner.weight, owner.weight[lives])
+    border = getattr(owner, "border", None)
+    if isinstance(border, Tensor):
+        owner.border = _like(border, border[lives])
+
+
+def _layer(model: nn.Module, weight: str) -> _ConvNd | nn.Linear:
+    owner = model.get_submodule(weight.rpartition(".")[0])
+    assert isinstance(owner, _ConvNd | nn.Linear), f"{weight} belongs to no convolution or linear layer"
+    return owner
+
+
+def _row_axis(layer: nn.Module) -> int:
+    return 1 if isinstance(layer, _ConvTransposeNd) else 0
