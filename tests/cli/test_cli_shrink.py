@@ -16,7 +16,12 @@ Told = tuple[int, str, str]
 @pytest.mark.parametrize(
     ("words", "value"),
     [
-        (("--input", "3x32x32"), "'3x32x32'"),
+        (("--input", "3x32x32"), "'3x32x32' is not batch x channels x height x width"),
+        (("--input", ""), "--input: '' is no shape"),
+        (("--input", "1x16:int63"), "'1x16:int63': 'int63' is not one of float32, int64"),
+        (("--input", "1x3x32x32", "--mean", "0.5"), "--mean and --std belong to --data"),
+        (("--input", "1x3x8x8", "--input", "1x4", "--data", "d.npz"), "--input is given 2 times"),
+        (("--input", "1x3x32x32", "--data", "none.npz"), "none.npz cannot be read"),
         (("--input", "1x3x32xbig"), "'1x3x32xbig'"),
         (("--input", "1x3x0x32"), "'1x3x0x32'"),
         (("--input", "1x3x32x32", "--arg", "shortcut"), "'shortcut'"),

@@ -35,7 +35,7 @@ NORMS = {
 
 
 def dim_outputs(layer: nn.Module, x: Tensor, channels: list[int], scale: float) -> None:
-    """Scale the weights that write the given channels, found by their gradient, not by the weight's layout."""
+    """Scale the weights that write the given channels, found by their gradients."""
     weight = layer.weight
     assert isinstance(weight, nn.Parameter)
     for channel in channels:

@@ -2,71 +2,147 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ticket_export.errors import ShrinkError
+from ticket_export.cli.accuracy import accuracy_text, labelled_images
+from ticket_export.cli.inputs import InputSpec, builder_arguments
+from ticket_export.cli.messages import log_told
+from ticket_export.errors import ShrinkError, TicketExportError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ticket_export.cli.accuracy import LabelledImages
+
+Builder = Annotated[str, typer.Argument(metavar="BUILDER", help="zoo:NAME, pkg.mod:fn, file.py:fn, ...")]
+Weights = Annotated[Path, typer.Option(metavar="FILE", help=".safetensors, .pt (weights only) or .npz")]
+Inputs = Annotated[
+    list[str],
+    typer.Option(
+        "--input", metavar="SHAPE", help="such as 1x3x32x32, or 1x16:int64 for ids; one per input, in order"
+    ),
+]
+OutFolder = Annotated[Path, typer.Option(metavar="DIR", help="where the bundle is written")]
+Arguments = Annotated[
+    list[str] | None, typer.Option("--arg", metavar="KEY=VALUE", help="an argument of the builder")
+]
+ZeroBelow = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="first set channels and gammas to zero that are nowhere above X"),
+]
+RoundTo = Annotated[int, typer.Option(help="keep widths that are multiples of this")]
+ResidualMode = Annotated[
+    str, typer.Option(help="union: one width per stream; index: each layer takes its own rows")
+]
+Data = Annotated[Path | None, typer.Option(metavar="FILE.npz", help="test_x, test_y: tell the accuracy too")]
+Mean = Annotated[str | None, typer.Option(help="of the data, per channel: 0.49,0.48,0.44")]
+Std = Annotated[str | None, typer.Option(help="of the data, per channel: 0.25,0.24,0.26")]
+Onnx = Annotated[bool, typer.Option("--onnx", help="export model.onnx beside the bundle")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="one line for every channel group")]
 
 
 def shrink(
-    builder: Annotated[str, typer.Argument(metavar="BUILDER", help="zoo:NAME, pkg.mod:fn, file.py:fn, ...")],
-    weights: Annotated[Path, typer.Option(metavar="FILE", help=".safetensors, .pt (weights only) or .npz")],
-    input_shape: Annotated[str, typer.Option("--input", metavar="SHAPE", help="such as 1x3x32x32")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="where the bundle is written")],
-    arguments: Annotated[
-        list[str] | None, typer.Option("--arg", metavar="KEY=VALUE", help="an argument of the builder")
-    ] = None,
-    round_to: Annotated[int, typer.Option(help="keep widths that are multiples of this")] = 1,
-    onnx: Annotated[bool, typer.Option("--onnx", help="export model.onnx beside the bundle")] = False,
+    builder: Builder,
+    weights: Weights,
+    inputs: Inputs,
+    out: OutFolder,
+    arguments: Arguments = None,
+    zero_below: ZeroBelow = None,
+    round_to: RoundTo = 1,
+    residual: ResidualMode = "union",
+    data: Data = None,
+    mean: Mean = None,
+    std: Std = None,
+    onnx: Onnx = False,
+    verbose: Verbose = False,
 ) -> None:
     """Cut dead channels out, same function, smaller file. The result is saved as a bundle."""
-    shape, builder_arguments = _shape(input_shape), _plain_arguments(arguments or ())
-    import torch
+    specs = [InputSpec.from_text(text) for text in inputs]
+    plain_arguments = builder_arguments(arguments or ())
+    images = _images(data, mean, std, specs)
 
-    from ticket_export.models.load import build
-    from ticket_export.report.table import shrunk_table
+    from ticket_export.report.shrunk import near_zero_text, shrunk_text
     from ticket_export.shrink.bundle import save_bundle
     from ticket_export.shrink.exact import shrink as shrink_network
+    from ticket_export.shrink.near_zero import zero_below as set_zero
     from ticket_export.store.store import disk_errors_told
 
-    with redirect_stdout(sys.stderr):  # a foreign builder may print
-        model = build(builder, builder_arguments, weights, image_shape=shape[1:]).eval()
-    example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    shrunk = shrink_network(model, (example,), round_to=round_to)
+    given = _built(builder, plain_arguments, weights, specs)
+    examples = tuple(spec.example(seed) for seed, spec in enumerate(specs))
+    origin = {
+        "builder": builder,
+        "args": plain_arguments,
+        "input_shapes": [list(spec.shape[1:]) for spec in specs],
+    }
+    networks, texts = {"given": given}, []
+    zeroed = None if zero_below is None else set_zero(given, examples, zero_below)
+    if zeroed is not None:
+        networks[f"with zeros below {zeroed.report.threshold:g}"] = zeroed.model
+        origin["near_zero"] = asdict(zeroed.report)
+        texts.append(near_zero_text(zeroed.report))
+    typer.echo(f"shrinking {builder}", err=True)
+    shrunk = shrink_network(zeroed.model if zeroed else given, examples, round_to=round_to, residual=residual)
     with disk_errors_told(out):
-        origin = {"builder": builder, "args": builder_arguments, "input_shapes": [list(shape[1:])]}
         save_bundle(shrunk, out, origin=origin)
-    typer.echo(shrunk_table(shrunk.report))
-    if onnx:
-        from ticket_export.export.onnx import onnx_from_module
-
-        typer.echo(f"onnx: {onnx_from_module(shrunk.model, out / 'model.onnx', (example,))}")
+    typer.echo("\n\n".join([*texts, shrunk_text(shrunk.report, every_group=verbose)]))
+    if images is not None:
+        typer.echo(accuracy_text(networks | {"shrunk": shrunk.model}, images))
     typer.echo(f"bundle: {out}")
+    if onnx:
+        _export(shrunk.model, out, examples)
 
 
-def _shape(text: str) -> tuple[int, int, int, int]:
-    sizes = [int(size) if size.isdecimal() else 0 for size in text.lower().split("x")]
-    if len(sizes) != 4 or 0 in sizes:
+def _images(
+    data: Path | None, mean: str | None, std: str | None, specs: Sequence[InputSpec]
+) -> LabelledImages | None:
+    if data is None:
+        if mean is not None or std is not None:
+            raise ShrinkError("--mean and --std belong to --data, which is not given")
+        return None
+    if len(specs) != 1:
         raise ShrinkError(
-            f"--input: {text!r} is not batch x channels x height x width", hint="--input 1x3x32x32"
+            f"--data holds one image per label, but --input is given {len(specs)} times",
+            hint="leave --data out",
         )
-    num_images, channels, height, width = sizes
-    return num_images, channels, height, width
+    return labelled_images(data, mean, std, specs[0].shape[1:])
 
 
-def _plain_arguments(words: Sequence[str]) -> dict[str, object]:
-    from ticket_export.recipe.strict_yaml import plain_from_yaml
+def _built(
+    builder: str, arguments: dict[str, object], weights: Path, specs: Sequence[InputSpec]
+) -> nn.Module:
+    from ticket_export.models.load import build
 
-    for word in words:
-        if not re.fullmatch(r"\w+=.+", word):
-            raise ShrinkError(f"--arg: {word!r} is not KEY=VALUE", hint="for example --arg shortcut=pad")
-    plain, problems = plain_from_yaml("\n".join(word.replace("=", ": ", 1) for word in words), "--arg")
-    if problems:
-        raise ShrinkError(f"--arg: {problems[0]}")
-    return dict(plain) if isinstance(plain, dict) else {}
+    first = specs[0].shape[1:]
+    if len(first) != 3 and builder.startswith("zoo:"):
+        raise ShrinkError(
+            f"--input: {specs[0].text!r} is not batch x channels x height x width, which {builder} reads",
+            hint="--input 1x3x32x32",
+        )
+    image_shape = (first[0], first[1], first[2]) if len(first) == 3 else (3, 32, 32)  # else nobody asks
+    with log_told(), redirect_stdout(sys.stderr):  # a foreign builder may print
+        return build(builder, arguments, weights, image_shape=image_shape).eval()
+
+
+def _export(model: nn.Module, out: Path, examples: tuple[Tensor, ...]) -> None:
+    from ticket_export.export.onnx import onnx_from_module
+    from ticket_export.store.store import disk_errors_told
+
+    with _bundle_is_there(out), disk_errors_told(out):
+        typer.echo(f"onnx: {onnx_from_module(model, out / 'model.onnx', examples)}")
+
+
+@contextmanager
+def _bundle_is_there(out: Path) -> Iterator[None]:
+    """Say beside an error of the export that the shrink itself is done."""
+    try:
+        yield
+    except TicketExportError as error:
+        error.message += f"\nthe bundle in {out} is written and complete; model.onnx is not there"
+        raise

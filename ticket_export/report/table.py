@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tabulate import tabulate
 
 from ticket_export.report import words
 from ticket_export.report.rows import Report, Row
 from ticket_export.report.verdict import SubjectLine, Verdict, epoch_cost
-
-if TYPE_CHECKING:
-    from ticket_export.shrink.exact import ShrinkReport  # it knows tensors; at run time this room does not
 
 EXPORTED_HEADS = ("Subject", "Replicate", "Precision", "File, in the store")
 TRAINING_HEADS = ("Subject", "Epochs", "Epoch, s", "Share of dense", "MACs kept", "Threads")
@@ -126,32 +123,6 @@ def measured_table(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     return text_table((*heads, "stable"), body)
-
-
-def shrunk_table(report: ShrinkReport) -> str:
-    """Return what a shrink removed and how equal the result is, for a terminal."""
-    rows = [
-        (
-            "weights",
-            f"{report.params_dense:,}",
-            f"{report.params:,}",
-            _share(report.params, report.params_dense),
-        ),
-        ("MACs", f"{report.macs_dense:,}", f"{report.macs:,}", _share(report.macs, report.macs_dense)),
-    ]
-    rows += [
-        (group, str(width.before), str(width.after), _share(width.after, width.before))
-        for group, width in report.widths.items()
-    ]
-    table = text_table(("", "before", "after", "kept"), rows)
-    return (
-        f"{table}\nrelative error {report.rel_error:.1e}, {report.form} form, "
-        f"{report.num_carriers} carrier channels, {report.num_folds} folds"
-    )
-
-
-def _share(after: int, before: int) -> str:
-    return words.percent(after / before) if before else "-"
 
 
 def machine_table(machine: Mapping[str, Any]) -> str:  # Any: JSON

@@ -1,0 +1,70 @@
+"""What the command line gives to a network: its example inputs, and the arguments of its builder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ticket_export.errors import ShrinkError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_KINDS = ("float32", "int64", "int32", "bool")
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """One input of a network: its text, its shape, batch first, and what kind of numbers it takes."""
+
+    text: str
+    shape: tuple[int, ...]
+    kind: str
+
+    @classmethod
+    def from_text(cls, text: str) -> InputSpec:
+        """Return the input that `1x3x32x32` or `1x16:int64` describes.
+
+        Raises:
+            ShrinkError: the text is no shape, or the kind is unknown.
+        """
+        shape, colon, kind = text.lower().partition(":")
+        sizes = [int(size) if size.isdecimal() else 0 for size in shape.split("x")]
+        if 0 in sizes:
+            raise ShrinkError(
+                f"--input: {text!r} is no shape", hint="sizes joined by x, batch first: --input 1x3x32x32"
+            )
+        if colon and kind not in _KINDS:
+            raise ShrinkError(
+                f"--input: {text!r}: {kind!r} is not one of {', '.join(_KINDS)}",
+                hint="for tokens --input 1x16:int64",
+            )
+        return cls(text, tuple(sizes), kind or _KINDS[0])
+
+    def example(self, seed: int) -> Tensor:
+        """Return a tensor of this shape: normal numbers, or integers 0 and 1, which every table holds."""
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        if self.kind == "float32":
+            return torch.randn(self.shape, generator=generator)
+        return torch.randint(0, 2, self.shape, generator=generator).to(getattr(torch, self.kind))
+
+
+def builder_arguments(words: Sequence[str]) -> dict[str, object]:
+    """Return the arguments that words like `shortcut=pad` describe, read as the values of a recipe are.
+
+    Raises:
+        ShrinkError: a word is not KEY=VALUE, or its value cannot be read.
+    """
+    from ticket_export.recipe.strict_yaml import plain_from_yaml
+
+    for word in words:
+        if not re.fullmatch(r"\w+=.+", word):
+            raise ShrinkError(f"--arg: {word!r} is not KEY=VALUE", hint="for example --arg shortcut=pad")
+    plain, problems = plain_from_yaml("\n".join(word.replace("=", ": ", 1) for word in words), "--arg")
+    if problems:
+        raise ShrinkError(f"--arg: {problems[0]}")
+    return dict(plain) if isinstance(plain, dict) else {}
