@@ -35,7 +35,9 @@ def test_help_names_every_verb(tell: Callable[..., Told]) -> None:
     assert verbs == ["check", "plan", "run", "show", "measure", "shrink", "doctor"]
 
 
-@pytest.mark.parametrize("words", ["'--help'", "'check', RECIPE", "'plan', RECIPE", "'doctor', '--help'"])
+@pytest.mark.parametrize(
+    "words", ["'--help'", "'check', RECIPE", "'plan', RECIPE", "'doctor', '--help'", "'shrink', '--help'"]
+)
 def test_answering_loads_no_torch_no_runtime_and_no_figures(words: str, recipe: Path) -> None:
     code = (
         f"import sys\nRECIPE = {str(recipe)!r}\nfrom ticket_export.cli import main\n"
