@@ -1,4 +1,4 @@
-"""The kinds of layer of a random network that move, pool or pad what they read."""
+"""The kinds of layer of a random network that move, pool, pad or join what they read."""
 
 from __future__ import annotations
 
@@ -220,6 +220,69 @@ def one_token(draw: Draw) -> Step:
     return Step(Apply("first token", lambda x: x[:, 0]), (draw.pick(TOKENS),), FLAT)
 
 
+# ---------------------------------------------------------------------- joins
+
+
+def two_values(draw: Draw) -> Step:
+    a = draw.pick(MAP, TOKENS, FLAT)
+    one = draw.values[a]
+    twins = [
+        i for i, v in enumerate(draw.values) if i != a and v.x.shape == one.x.shape and v.layout == one.layout
+    ]
+    if not twins:
+        raise MisfitError
+    joined: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "a + b": lambda a, b: a + b,
+        "a - b": lambda a, b: a - b,
+        "a * b": lambda a, b: a * b,
+        "a + 0.5 b": lambda a, b: torch.add(a, b, alpha=0.5),
+        "relu(a + b)": lambda a, b: functional.relu(a + b),
+        "a * sigmoid(b)": lambda a, b: a * torch.sigmoid(b),
+        "a / (1 + |b|)": lambda a, b: a / (1 + b.abs()),
+        "maximum(a, b)": torch.maximum,
+        "where(b > 0, a * b, b)": lambda a, b: torch.where(b > 0, a * b, b),
+    }
+    words = draw.rng.choices(list(joined), [8, 2, 2, 1, 2, 2, 1, 1, 1])[0]
+    return Step(Apply(words, joined[words]), (a, draw.rng.choice(twins)), one.layout)
+
+
+def per_image(draw: Draw) -> Step:
+    """One number per image and channel added to, or times, every position."""
+    a, b = draw.pick(MAP, TOKENS), draw.pick(FLAT)
+    one = draw.values[a]
+    if one.channels != draw.values[b].channels:
+        raise MisfitError
+    shape = (-1, one.channels, *([1] * one.rank)) if one.layout == MAP else (-1, 1, one.channels)
+    if draw.coin():
+        return Step(Apply("a + b per image", lambda a, b: a + b.reshape(shape)), (a, b), one.layout)
+    return Step(Apply("a * b per image", lambda a, b: a * b.view(shape)), (a, b), one.layout)
+
+
+def concat(draw: Draw) -> Step:
+    a = draw.pick(MAP, TOKENS, FLAT)
+    layout = draw.values[a].layout
+    axis = (1 if layout == MAP else -1) if draw.coin(0.8) else draw.rng.randrange(1, draw.values[a].x.dim())
+    places = (a, *(draw.pick(layout) for _ in range(draw.rng.choice((1, 1, 2)))))
+    return Step(Apply(f"cat {axis}", lambda *xs: torch.cat(xs, dim=axis)), places, layout)
+
+
+def padded_add(draw: Draw) -> Step:
+    """A shortcut without weights: channels of zeros around the narrower of two values, then the sum."""
+    wide = draw.pick(MAP)
+    many = draw.values[wide]
+    few = [i for i, v in enumerate(draw.values) if v.layout == MAP and v.channels < many.channels]
+    few = [i for i in few if draw.values[i].x.shape[2:] == many.x.shape[2:]]
+    if not few:
+        raise MisfitError
+    narrow = draw.rng.choice(few)
+    missing = many.channels - draw.values[narrow].channels
+    before = draw.rng.randint(0, missing)
+    amounts = [0, 0] * many.rank + [before, missing - before]
+    return Step(
+        Apply(f"a + pad(b, {amounts})", lambda a, b: a + functional.pad(b, amounts)), (wide, narrow), MAP
+    )
+
+
 POOLS: dict[str, tuple[float, Callable[[Draw], Step]]] = {
     "pool": (3, pool),
     "adaptive pool": (1, adaptive_pool),
@@ -243,4 +306,11 @@ MOVES: dict[str, tuple[float, Callable[[Draw], Step]]] = {
     "unflatten": (0.5, unflatten),
     "class token": (0.7, class_token),
     "one token": (0.5, one_token),
+}
+
+JOINS: dict[str, tuple[float, Callable[[Draw], Step]]] = {
+    "two values": (8, two_values),
+    "per image": (1, per_image),
+    "concat": (2, concat),
+    "padded shortcut": (1.5, padded_add),
 }

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 from random_layers import Apply, fill
-from random_moves import MOVES, POOLS
+from random_moves import JOINS, MOVES, POOLS
 from random_steps import COMPUTED, CONVOLUTIONS, FLAT, IDS, MAP, Draw, MisfitError, Step, Value
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from ticket_export.shrink.exact import Shrunk, shrink
 
 # N images, C channels, T tokens; "s" stands for one to three axes of pixels
 
-STEPS: dict[str, tuple[float, Callable[[Draw], Step]]] = {**COMPUTED, **MOVES, **POOLS}
+STEPS: dict[str, tuple[float, Callable[[Draw], Step]]] = {**COMPUTED, **MOVES, **POOLS, **JOINS}
 BAR = 1e-9
 FAINT = 1e-6  # an output no larger than this is compared to this instead of to itself
 
@@ -77,7 +77,18 @@ class Outcome:
 
 def random_network(seed: int) -> Drawn:
     """Return the network of a seed: the same in every run and on every machine."""
-    draw = Draw(rng=random.Random(f"shrink-{seed}"))
+    for attempt in range(100):
+        drawn = _drawn(seed, random.Random(f"shrink-{seed}-{attempt}"))
+        with torch.no_grad():
+            result = drawn.net(*drawn.inputs)
+        sizes = [float(x.abs().max()) for x in ((result,) if isinstance(result, Tensor) else result)]
+        if all(size == 0 or size > FAINT for size in sizes):  # not the rounding of a difference that is zero
+            return drawn
+    raise AssertionError(f"seed {seed} gives no network with an output that means anything")
+
+
+def _drawn(seed: int, rng: random.Random) -> Drawn:
+    draw = Draw(rng=rng)
     inputs = _inputs(draw)
     draw.values = [*inputs]
     steps: list[Step] = []
@@ -152,37 +163,37 @@ def _head(draw: Draw, *, at: int) -> Step:
 # ---------------------------------------------------------------------- the check
 
 
-def check(drawn: Drawn) -> Outcome:
-    """Shrink the network and return the largest error on inputs that the shrink has not seen.
+def check(net: nn.Module, inputs: tuple[Tensor, ...], *, seed: int = 0) -> Outcome:
+    """Shrink a network in float64 and return the largest error on inputs that the shrink has not seen.
 
     Raises:
         AssertionError: an output differs, the given network was changed, or the parameters grew.
         Whatever the shrink raises: a random network is valid, so none of that is expected.
     """
-    before = copy.deepcopy(drawn.net.state_dict())
-    shrunk = shrink(drawn.net, drawn.inputs)
-    for name, tensor in drawn.net.state_dict().items():
+    before = copy.deepcopy(net.state_dict())
+    shrunk = shrink(net, inputs)
+    for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, before[name]), f"{name} of the given network was changed"
-    trials = fresh_inputs(drawn)
-    worst = max(error_on(trial, shrunk.model, drawn.net) for trial in trials)
+    trials = fresh_inputs(net, inputs, seed)
+    worst = max(error_on(trial, shrunk.model, net) for trial in trials)
     assert worst <= BAR, f"relative error {worst:.3g} in the {shrunk.report.form} form"
-    count, allowed = num_params(shrunk.model), num_params(drawn.net) + _new_biases(shrunk)
+    count, allowed = num_params(shrunk.model), num_params(net) + _new_biases(shrunk)
     assert count <= allowed, f"{count} parameters, at most {allowed} expected"
     assert count == shrunk.report.params
     return Outcome(error=worst, num_trials=len(trials), shrunk=shrunk)
 
 
-def fresh_inputs(drawn: Drawn) -> list[tuple[Tensor, ...]]:
+def fresh_inputs(net: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> list[tuple[Tensor, ...]]:
     """Return inputs at batch 1 and 3, and at a larger resolution where the network accepts one."""
-    generator = torch.Generator().manual_seed(drawn.seed + 1)
-    trials = [tuple(_like(x, (batch, *x.shape[1:]), generator) for x in drawn.inputs) for batch in (1, 3)]
-    if all(x.is_floating_point() for x in drawn.inputs):
+    generator = torch.Generator().manual_seed(seed + 1)
+    trials = [tuple(_like(x, (batch, *x.shape[1:]), generator) for x in inputs) for batch in (1, 3)]
+    if all(x.is_floating_point() for x in inputs):
         larger = tuple(
-            _like(x, (2, x.shape[1], *(size + 4 for size in x.shape[2:])), generator) for x in drawn.inputs
+            _like(x, (2, x.shape[1], *(size + 4 for size in x.shape[2:])), generator) for x in inputs
         )
         try:
             with torch.no_grad():
-                drawn.net(*larger)
+                net(*larger)
         except FORWARD_ERRORS:
             return trials  # flattened, or with a parameter per position
         trials.append(larger)

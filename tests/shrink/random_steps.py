@@ -94,7 +94,7 @@ def convolution(draw: Draw) -> Step:
     at = draw.pick(MAP)
     value = draw.values[at]
     size, stride = draw.rng.choice((1, 1, 2, 3, 3, 3)), draw.rng.choice((1, 1, 1, 2))
-    same = stride == 1 and draw.coin(0.15)
+    same = stride == 1 and size % 2 == 1 and draw.coin(0.2)
     rows, groups = draw.width(), 1
     if (form := draw.rng.random()) < 0.2:
         groups, rows = value.channels, value.channels * draw.rng.choice((1, 1, 1, 2))
@@ -274,7 +274,7 @@ POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "0.4 - x": lambda x: 0.4 - x, "x - 0.2": lambda x: x - 0.2, "x / 1.7": lambda x: x / 1.7,
     "x * -0.8": lambda x: x * -0.8, "maximum": lambda x: torch.maximum(x, -0.3 * x),
     "where": lambda x: torch.where(x > 0, x, 0.2 * x), "gate": lambda x: (x > 0.2137).to(x.dtype) * x,
-    "swish": lambda x: x * torch.sigmoid(1.5 * x), "dropout": functional.dropout,
+    "swish": lambda x: x * torch.sigmoid(1.5 * x),
     "masked_fill": lambda x: x.masked_fill(x < -0.5137, 0.3),
     "threshold": lambda x: functional.threshold(x, 0.0, 0.0),
 }  # fmt: skip
@@ -283,12 +283,10 @@ POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
 def pointwise(draw: Draw) -> Step:
     at = draw.pick(MAP, TOKENS, FLAT)
     if draw.coin(0.4):
-        return Step(nn.ReLU(), (at,), draw.values[at].layout)
+        module = nn.ReLU() if draw.coin(0.9) else nn.Dropout(0.3)
+        return Step(module, (at,), draw.values[at].layout)
     words = draw.rng.choice(list(POINTWISE))
-    function = POINTWISE[words]
-    if words == "dropout":
-        return Step(nn.Dropout(0.3), (at,), draw.values[at].layout)
-    return Step(Apply(words, function), (at,), draw.values[at].layout)
+    return Step(Apply(words, POINTWISE[words]), (at,), draw.values[at].layout)
 
 
 def prelu(draw: Draw) -> Step:
@@ -329,69 +327,6 @@ def gate(draw: Draw) -> Step:
     return Step(Gate(draw.values[at].channels, draw.rng.randint(1, 4), function), (at,), MAP)
 
 
-# ---------------------------------------------------------------------- joins
-
-
-def two_values(draw: Draw) -> Step:
-    a = draw.pick(MAP, TOKENS, FLAT)
-    one = draw.values[a]
-    twins = [
-        i for i, v in enumerate(draw.values) if i != a and v.x.shape == one.x.shape and v.layout == one.layout
-    ]
-    if not twins:
-        raise MisfitError
-    joined: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "a + b": lambda a, b: a + b,
-        "a - b": lambda a, b: a - b,
-        "a * b": lambda a, b: a * b,
-        "a + 0.5 b": lambda a, b: torch.add(a, b, alpha=0.5),
-        "relu(a + b)": lambda a, b: functional.relu(a + b),
-        "a * sigmoid(b)": lambda a, b: a * torch.sigmoid(b),
-        "a / (1 + |b|)": lambda a, b: a / (1 + b.abs()),
-        "maximum(a, b)": torch.maximum,
-        "where(b > 0, a * b, b)": lambda a, b: torch.where(b > 0, a * b, b),
-    }
-    words = draw.rng.choices(list(joined), [8, 2, 2, 1, 2, 2, 1, 1, 1])[0]
-    return Step(Apply(words, joined[words]), (a, draw.rng.choice(twins)), one.layout)
-
-
-def per_image(draw: Draw) -> Step:
-    """One number per image and channel added to, or times, every position."""
-    a, b = draw.pick(MAP, TOKENS), draw.pick(FLAT)
-    one = draw.values[a]
-    if one.channels != draw.values[b].channels:
-        raise MisfitError
-    shape = (-1, one.channels, *([1] * one.rank)) if one.layout == MAP else (-1, 1, one.channels)
-    if draw.coin():
-        return Step(Apply("a + b per image", lambda a, b: a + b.reshape(shape)), (a, b), one.layout)
-    return Step(Apply("a * b per image", lambda a, b: a * b.view(shape)), (a, b), one.layout)
-
-
-def concat(draw: Draw) -> Step:
-    a = draw.pick(MAP, TOKENS, FLAT)
-    layout = draw.values[a].layout
-    axis = (1 if layout == MAP else -1) if draw.coin(0.8) else draw.rng.randrange(1, draw.values[a].x.dim())
-    places = (a, *(draw.pick(layout) for _ in range(draw.rng.choice((1, 1, 2)))))
-    return Step(Apply(f"cat {axis}", lambda *xs: torch.cat(xs, dim=axis)), places, layout)
-
-
-def padded_add(draw: Draw) -> Step:
-    """A shortcut without weights: channels of zeros around the narrower of two values, then the sum."""
-    wide = draw.pick(MAP)
-    many = draw.values[wide]
-    few = [i for i, v in enumerate(draw.values) if v.layout == MAP and v.channels < many.channels]
-    few = [i for i in few if draw.values[i].x.shape[2:] == many.x.shape[2:]]
-    if not few:
-        raise MisfitError
-    narrow = draw.rng.choice(few)
-    missing = many.channels - draw.values[narrow].channels
-    before = draw.rng.randint(0, missing)
-    amounts = [0, 0] * many.rank + [before, missing - before]
-    return Step(
-        Apply(f"a + pad(b, {amounts})", lambda a, b: a + functional.pad(b, amounts)), (wide, narrow), MAP
-    )
-
-
 COMPUTED: dict[str, tuple[float, Callable[[Draw], Step]]] = {
     "convolution": (12, convolution),
     "transposed convolution": (2, transposed),
@@ -413,8 +348,4 @@ COMPUTED: dict[str, tuple[float, Callable[[Draw], Step]]] = {
     "glu": (1, glu),
     "scale": (2, scale),
     "gate": (1.5, gate),
-    "two values": (8, two_values),
-    "per image": (1, per_image),
-    "concat": (2, concat),
-    "padded shortcut": (1.5, padded_add),
 }
