@@ -61,11 +61,16 @@ class ConstantGraph:
     columns: dict[Node, KnownColumns] = field(default_factory=dict)
 
 
-def find_constants(graph: LabelledGraph) -> ConstantGraph:
-    """Return which values of the network do not depend on its input, and what they are."""
+def find_constants(graph: LabelledGraph, *, keep_all: bool = False) -> ConstantGraph:
+    """Return which values of the network do not depend on its input, and what they are.
+
+    Args:
+        graph: the labelled network.
+        keep_all: keep the value of every node; else each is forgotten after its last use.
+    """
     found = ConstantGraph()
     evaluator = _Evaluator(graph, found)
-    last_use = _last_uses(graph.trace)
+    last_use = {} if keep_all else _last_uses(graph.trace)
     for node in graph.trace.module.graph.nodes:
         evaluator.run(node)
         for dead in last_use.get(node, ()):
@@ -213,7 +218,10 @@ class _Evaluator:
         assert isinstance(weight_node, Node)
         value_C, taint_C = self._channel_line(self.first(node), 1)
         weight = self.trace.tensor(str(weight_node.target)).detach().to(torch.float64)
-        if not len(weight) == len(value_C) == ops.argument(node, "groups"):
+        is_transposed = ops.op_name(node) in ops.TRANSPOSED_CONVOLUTIONS
+        if not len(weight) == len(value_C) == ops.argument(node, "groups") or (
+            is_transposed and weight.shape[1] > 1
+        ):
             return None
         taps_C = weight.flatten(1)
         blocked_C = taint_C | (value_C != 0) if is_padded else taint_C
@@ -237,8 +245,12 @@ class _Evaluator:
     def _pad(self, node: Node) -> Known | None:
         return known_pad(node, self.first(node), self._map(node.args[1], lambda known: known.value))
 
-    def _fill(self, node: Node) -> Known:
-        value = torch.tensor(ops.FILLS[ops.op_name(node)], dtype=torch.float64)
+    def _fill(self, node: Node) -> Known | None:
+        fill = ops.FILLS[ops.op_name(node)]
+        number = node.args[1] if fill is None else fill
+        if not isinstance(number, int | float):
+            return None
+        value = torch.tensor(number, dtype=torch.float64)
         return Known.of(value.expand(concrete_shape(node)), torch.zeros((), dtype=torch.bool))
 
     def _embedding(self, node: Node) -> Known | None:

@@ -20,6 +20,7 @@ from ticket_export.channels.compact import aligned_cores, broadcast, core, varyi
 from ticket_export.channels.labelled import Contraction, LabelledGraph, Labels
 from ticket_export.channels.movement import moved
 from ticket_export.channels.norms import label_mixer
+from ticket_export.channels.operands import Operands
 from ticket_export.channels.products import (
     EINSUM,
     PRODUCTS,
@@ -49,7 +50,8 @@ class _Labeller:
         self.graph = graph
         self.classes = graph.classes
         self.values = graph.values
-        self.sizes: dict[Node, object] = {}  # results that are numbers, not tensors
+        self.operands = Operands(graph)
+        self.computed_weights = _computed_weights(graph.trace)
         self.rules: tuple[tuple[Collection[str], Callable[[Node], Labels]], ...] = (
             (ops.CONVOLUTIONS, self._convolution),
             (ops.TRANSPOSED_CONVOLUTIONS, self._transposed_convolution),
@@ -60,8 +62,9 @@ class _Labeller:
             ({"instance_norm"}, self._instance_norm),
             ({"prelu"}, self._per_channel),
             (ops.MOVEMENTS, self._movement),
-            (ops.COPIES, self._first),
-            (ops.FILLS, self._fill),
+            (ops.COPIES, self.operands.first),
+            (ops.FILLS, self.operands.first),
+            (ops.CREATIONS, lambda node: _fixed(concrete_shape(node))),
             ({"glu"}, self._glu),
             (ops.PADS, self._pad),
             (ops.POOLS, self._pool),
@@ -71,70 +74,24 @@ class _Labeller:
 
     def run(self, node: Node) -> None:
         if node.op == "placeholder":
-            self.values[node] = torch.full((), FIXED).expand(concrete_shape(node))
+            self.values[node] = _fixed(concrete_shape(node))
         elif node.op == "get_attr":
             pass  # labelled where it is used: a weight by rows and columns, others by elements
         elif node.op == "output":
             for value in node.all_input_nodes:
-                for labels in self.tensors_of(value):
+                for labels in self.operands.tensors(value):
                     self.classes.pin(labels, "model output")
-        elif not self._is_tensor_node(node):
-            self.sizes[node] = self._number(node)
+        elif not isinstance(node.meta.get("val"), Tensor | tuple | list):
+            self.operands.note_number(node)
+        elif node in self.computed_weights:
+            self.values[node] = _fixed(concrete_shape(node))
         else:
             self.values[node] = self._tidy(self._labels_of_result(node))
-
-    @staticmethod
-    def _is_tensor_node(node: Node) -> bool:
-        return isinstance(node.meta.get("val"), Tensor | tuple | list)
-
-    def _number(self, node: Node) -> object:
-        value = node.meta.get("val")
-        return int(value.node.hint) if isinstance(value, torch.SymInt) else value
 
     def _tidy(self, labels: Labels) -> Labels:
         if isinstance(labels, tuple):
             return tuple(self.classes.roots(part) for part in labels)
         return self.classes.roots(labels)
-
-    # ------------------------------------------------------------------ operands
-
-    def tensors_of(self, node: Node) -> tuple[Tensor, ...]:
-        """Return the labels of the node's tensors; a parameter gets element labels on its first such use."""
-        if node.op == "get_attr":
-            return (self._leaf(str(node.target)),)
-        if node not in self.values:
-            return ()
-        labels = self.values[node]
-        parts = labels if isinstance(labels, tuple) else (labels,)
-        return tuple(self.classes.roots(part) for part in parts)
-
-    def operand(self, argument: object) -> object:
-        """Return an argument with nodes replaced by labels or numbers."""
-        if isinstance(argument, Node):
-            if argument in self.sizes:
-                return self.sizes[argument]
-            found = self.tensors_of(argument)
-            return found[0] if len(found) == 1 else found
-        if isinstance(argument, list | tuple):
-            return type(argument)(self.operand(part) for part in argument)
-        return argument
-
-    def _leaf(self, name: str) -> Tensor:
-        if name not in self.graph.leaves:
-            tensor = self.graph.trace.tensor(name)
-            if tensor.numel() <= 1:
-                self.graph.leaves[name] = torch.full(tensor.shape, FREE)
-            elif name not in self._sliceable():
-                self.graph.leaves[name] = torch.full((), FIXED).expand(tensor.shape)
-            else:
-                self.graph.leaves[name] = self.classes.fresh(tensor.numel()).reshape(tensor.shape)
-        return self.classes.roots(self.graph.leaves[name])
-
-    def _sliceable(self) -> set[str]:
-        module = self.graph.trace.module
-        return {name for name, _ in module.named_parameters(remove_duplicate=False)} | {
-            name for name, _ in module.named_buffers(remove_duplicate=False)
-        }
 
     # ------------------------------------------------------------------ operations
 
@@ -147,16 +104,11 @@ class _Labeller:
                 return rule(node)
         return self._pointwise(node) if ops.is_pointwise(node) else self._unknown(node)
 
-    def _first(self, node: Node) -> Tensor:
-        source = node.args[0]
-        assert isinstance(source, Node)
-        return self.tensors_of(source)[0]
-
     def _getitem(self, node: Node) -> Labels:
         source, position = node.args[0], node.args[1]
         assert isinstance(source, Node)
         assert isinstance(position, int)
-        return self.tensors_of(source)[position]
+        return self.operands.tensors(source)[position]
 
     # ------------------------------------------------------------------ contractions
 
@@ -175,13 +127,13 @@ class _Labeller:
         if groups == 1:  # its border sees fewer taps, as if zeros were added
             return self._contraction(node, _weight_first(node, rows=1, axis=1, is_padded=True))
         weight = str(node.args[1].target)  # type: ignore[union-attr]
-        if groups != self._first(node).shape[1] or self.graph.trace.tensor(weight).shape[1] != 1:
+        if groups != self.operands.first(node).shape[1] or self.graph.trace.tensor(weight).shape[1] != 1:
             return self._unknown(node)
-        return self._depthwise(node, weight, self.classes.collapse(self._first(node), axis=1))
+        return self._depthwise(node, weight, self.classes.collapse(self.operands.first(node), axis=1))
 
     def _grouped_convolution(self, node: Node, is_padded: bool) -> Labels:
         groups, weight = ops.argument(node, "groups"), str(node.args[1].target)  # type: ignore[union-attr]
-        source = self.classes.collapse(self._first(node), axis=1)
+        source = self.classes.collapse(self.operands.first(node), axis=1)
         if groups == len(source) == self.graph.trace.tensor(weight).shape[0]:
             return self._depthwise(node, weight, source)
         rows = self._rows(weight, axis=0)
@@ -220,7 +172,7 @@ class _Labeller:
             num_columns = self.graph.trace.tensor(weight).shape[reading.column_axis]
             self.graph.weight_columns[weight] = (reading.column_axis, self.classes.fresh(num_columns))
         columns = self.graph.weight_columns[weight][1]
-        labels = self.tensors_of(reading.source)[0]
+        labels = self.operands.tensors(reading.source)[0]
         source_axis = reading.source_axis % labels.dim()
         result_axis = source_axis if reading.result_axis is None else reading.result_axis
         self.classes.unite(columns, self.classes.collapse(labels, axis=source_axis))
@@ -244,7 +196,7 @@ class _Labeller:
     def _bias(self, bias: object, rows: Tensor) -> tuple[str | None, bool]:
         if not isinstance(bias, Node):
             return None, False
-        labels = self.tensors_of(bias)[0]
+        labels = self.operands.tensors(bias)[0]
         self.classes.unite(labels, rows)
         return (str(bias.target), False) if bias.op == "get_attr" else (None, True)
 
@@ -252,7 +204,9 @@ class _Labeller:
         reading = parameter_reading(node, self.graph.trace)
         if reading is not None:
             return self._contraction(node, reading)
-        factors = [self.tensors_of(n)[0] for n in node.all_input_nodes if n not in self.sizes]
+        factors = [
+            self.operands.tensors(n)[0] for n in node.all_input_nodes if n not in self.operands.numbers
+        ]
         if ops.op_name(node) == EINSUM:
             labels = label_einsum(self.classes, str(node.args[0]), factors, concrete_shape(node))
         elif any(factor.dim() < 2 for factor in factors) or ops.op_name(node) == "addmm":
@@ -270,7 +224,7 @@ class _Labeller:
         if name not in self.graph.leaves:
             num_rows, width = self.graph.trace.tensor(name).shape
             self.graph.leaves[name] = self.classes.fresh(width).expand(num_rows, width)
-        labels = self.classes.uniform_along(self.tensors_of(table)[0], [0])
+        labels = self.classes.uniform_along(self.operands.tensors(table)[0], [0])
         return labels[0].expand(concrete_shape(node))
 
     # ------------------------------------------------------------------ channels by themselves
@@ -281,46 +235,43 @@ class _Labeller:
         return (labels, empty, empty) if isinstance(node.meta["val"], tuple | list) else labels
 
     def _per_channel(self, node: Node) -> Tensor:
-        source = self._first(node)
+        source = self.operands.first(node)
         for parameter in node.args[1:]:
-            if isinstance(parameter, Node) and parameter not in self.sizes:
-                line = self.tensors_of(parameter)[0]
+            if isinstance(parameter, Node) and parameter not in self.operands.numbers:
+                line = self.operands.tensors(parameter)[0]
                 if line.numel() > 1:
                     self.classes.unite(_spread(line, axis=1, shape=source.shape), source)
         return source
 
     def _instance_norm(self, node: Node) -> Tensor:
         # every channel by itself, but over all its places
-        source = self._first(node)
+        source = self.operands.first(node)
         self.classes.uniform_along(source, range(2, source.dim()))
         return self._per_channel(node)
 
     def _movement(self, node: Node) -> Labels:
-        result = moved(node, self.operand, self.graph.trace)
+        result = moved(node, self.operands.read, self.graph.trace)
         return self._unknown(node) if result is None else result
 
-    def _fill(self, node: Node) -> Tensor:
-        return self._first(node)
-
     def _glu(self, node: Node) -> Tensor:
-        labels = self._first(node)
+        labels = self.operands.first(node)
         value, gate = labels.chunk(2, dim=int(ops.argument(node, "dim")))
         self.classes.unite(value, gate)
         return self.classes.roots(value)
 
     def _pad(self, node: Node) -> Labels:
-        amounts = self.operand(node.args[1])
+        amounts = self.operands.read(node.args[1])
         assert isinstance(amounts, list | tuple)
-        labels = label_pad(self.classes, node, self._first(node), amounts)
+        labels = label_pad(self.classes, node, self.operands.first(node), amounts)
         return self._unknown(node) if labels is None else labels
 
     def _pool(self, node: Node) -> Labels:
-        return label_pool(self.classes, node, self._first(node))
+        return label_pool(self.classes, node, self.operands.first(node))
 
     def _reduction(self, node: Node) -> Labels:
-        if len([n for n in node.all_input_nodes if n not in self.sizes]) > 1:
+        if len([n for n in node.all_input_nodes if n not in self.operands.numbers]) > 1:
             return self._pointwise(node)  # max(a, b)
-        labels = self._first(node)
+        labels = self.operands.first(node)
         named = ops.numbers(ops.argument(node, "dim")) or list(range(labels.dim()))
         axes = [axis % labels.dim() for axis in named]
         keeps_axes = bool(ops.argument(node, "keepdim"))
@@ -331,11 +282,13 @@ class _Labeller:
         return (labels,) * len(value) if isinstance(value, tuple | list) else labels
 
     def _mixer(self, node: Node) -> Labels:
-        return label_mixer(self.classes, node, self._first(node), lambda n: self.tensors_of(n)[0])
+        return label_mixer(
+            self.classes, node, self.operands.first(node), lambda n: self.operands.tensors(n)[0]
+        )
 
     def _pointwise(self, node: Node) -> Tensor:
-        nodes = [n for n in node.all_input_nodes if n not in self.sizes]
-        operands = [self.tensors_of(n)[0] for n in nodes]
+        nodes = [n for n in node.all_input_nodes if n not in self.operands.numbers]
+        operands = [self.operands.tensors(n)[0] for n in nodes]
         stored, shape = aligned_cores(operands)
         full = [tuple([1] * (len(shape) - t.dim())) + tuple(t.shape) for t in operands]
         joined = torch.full((1,) * len(shape), FREE)
@@ -364,18 +317,14 @@ class _Labeller:
         for source in node.all_input_nodes:
             if source.op == "get_attr":
                 self._pin_whole(str(source.target), f"unknown operation {name}")
-            for labels in self.tensors_of(source):
+            for labels in self.operands.tensors(source):
                 self.classes.pin(labels, f"unknown operation {name}")
                 if (core(labels) != FREE).any():
                     self.graph.unknown_ops.add(name)
         value = node.meta["val"]
         if isinstance(value, tuple | list):
-            return tuple(
-                torch.full((), FIXED).expand(example_shape(part))
-                for part in value
-                if isinstance(part, Tensor)
-            )
-        return torch.full((), FIXED).expand(concrete_shape(node))
+            return tuple(_fixed(example_shape(part)) for part in value if isinstance(part, Tensor))
+        return _fixed(concrete_shape(node))
 
     # ------------------------------------------------------------------ afterwards
 
@@ -401,6 +350,29 @@ class _Labeller:
             self.graph.leaves[name] = roots
             if len(varying_axes(roots)) > 1:
                 self.classes.pin(roots, f"the channels of {name} lie along more than one axis")
+
+
+def _fixed(shape: torch.Size) -> Tensor:
+    return torch.full((), FIXED).expand(shape)
+
+
+def _computed_weights(trace: Trace) -> set[Node]:
+    """Return the nodes that compute a layer's weight from parameters alone, as a standardisation does."""
+    from_parameters: set[Node] = set()
+    for node in trace.module.graph.nodes:
+        sources = node.all_input_nodes
+        is_call = node.op == "call_function" and bool(sources)
+        if is_call and all(source.op == "get_attr" or source in from_parameters for source in sources):
+            from_parameters.add(node)
+    found: set[Node] = set()
+    layers = ops.CONVOLUTIONS | ops.TRANSPOSED_CONVOLUTIONS | {"linear"}
+    waiting = [n.args[1] for n in trace.module.graph.nodes if ops.op_name(n) in layers]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Node) and node in from_parameters and node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
 
 
 def _spread(line: Tensor, *, axis: int, shape: torch.Size) -> Tensor:

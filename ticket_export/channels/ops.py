@@ -30,8 +30,13 @@ COPIES = frozenset(
     {"clone", "contiguous", "alias", "detach", "_to_copy", "to", "lift_fresh_copy", "dropout", "type_as"}
 )
 
-# one value everywhere, in the shape of the first argument
-FILLS = {"zeros_like": 0.0, "ones_like": 1.0}
+# one value everywhere, in the shape of the first argument; None: the value is the second argument
+FILLS: dict[str, float | None] = {
+    "zeros_like": 0.0, "zero": 0.0, "ones_like": 1.0, "full_like": None, "fill": None,
+}  # fmt: skip
+
+# new tensors that take no more than type and device from their argument
+CREATIONS = frozenset({"new_zeros", "new_ones", "new_full", "new_empty"})
 
 # element-wise, though torch does not tag them so
 _POINTWISE = frozenset(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
 import re
 import warnings
@@ -98,11 +99,11 @@ def trace(
         x if x.shape[0] > 1 else x.expand(2, *x.shape[1:]).clone() for x in example_tuple(example_inputs)
     )
     frozen = copy.deepcopy(model).eval()
-    dims = [_dynamic_axes(x, dynamic_size=dynamic_size) for x in inputs]
+    dims = _nested_as_arguments(frozen, [_dynamic_axes(x, dynamic_size=dynamic_size) for x in inputs])
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):  # torch prints its unfinished graph there
-            program = _exported(frozen, inputs, tuple(dims))
+            program = _exported(frozen, inputs, dims)
     except Exception as error:  # torch.export raises many kinds; every one means "not traceable"
         raise _untraceable(model, inputs, error, told.getvalue()) from error
     module = program.module(check_guards=False)
@@ -121,6 +122,15 @@ def _dynamic_axes(x: Tensor, *, dynamic_size: bool) -> dict[int, object]:
     if dynamic_size:
         axes |= {axis: Dim.AUTO for axis in range(2, x.dim())}
     return axes
+
+
+def _nested_as_arguments(model: nn.Module, dims: Sequence[object]) -> tuple[object, ...]:
+    """Return the sizes as `torch.export` wants them: those of `*arguments` in a tuple of their own."""
+    formals = list(inspect.signature(model.forward).parameters.values())
+    starred = [i for i, formal in enumerate(formals) if formal.kind is inspect.Parameter.VAR_POSITIONAL]
+    if not starred or starred[0] >= len(dims):
+        return tuple(dims)
+    return (*dims[: starred[0]], tuple(dims[starred[0] :]))
 
 
 def _read_shared_tensors_by_one_name(module: GraphModule, model: nn.Module) -> None:

@@ -10,7 +10,7 @@ from ticket_export.report import words
 from ticket_export.report.table import text_table
 
 if TYPE_CHECKING:  # they know tensors; at run time this room does not
-    from ticket_export.shrink.exact import GroupChange, ShrinkReport
+    from ticket_export.shrink.account import GroupChange, ShrinkReport
     from ticket_export.shrink.near_zero import NearZeroReport
 
 _WHOLE = "kept whole: "  # how the report begins the reason of a group that must not shrink

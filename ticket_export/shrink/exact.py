@@ -4,70 +4,33 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ticket_export.channels.constants import find_constants
-from ticket_export.channels.costs import count_costs
-from ticket_export.channels.graph import ChannelGroup, groups_from_labels
+from ticket_export.channels.graph import ChannelGroup, groups_from_labels, labelled_axes
 from ticket_export.channels.labelled import LabelledGraph
 from ticket_export.channels.labels import label
 from ticket_export.channels.mask import Mask, zero_dropped
-from ticket_export.channels.trace import example_tuple, trace
+from ticket_export.channels.trace import Trace, example_tuple, trace
 from ticket_export.errors import DivergedError, ShrinkError
+from ticket_export.shrink.account import ShrinkReport, account
+from ticket_export.shrink.divergence import first_difference
 from ticket_export.shrink.equivalence import FORWARD_ERRORS, check_equal
-from ticket_export.shrink.fold import fold_constants
-from ticket_export.shrink.graph_form import graph_form
+from ticket_export.shrink.fold import FoldedTensors, fold_constants
+from ticket_export.shrink.graph_edits import RefusedEditError
+from ticket_export.shrink.graph_form import constant_name, constant_operands, graph_form, may_open_sizes
 from ticket_export.shrink.permanent import with_plain_parameters
 from ticket_export.shrink.plan import Plan, plan_from_kept
-from ticket_export.shrink.removable import Decision, decide, sinks_of
-from ticket_export.shrink.surgery import model_from_plan
+from ticket_export.shrink.removable import Decision, Sink, decide, has_dead_layer, sinks_of
+from ticket_export.shrink.surgery import live_stream_rows, model_from_plan
 
+RESIDUAL_MODES = ("union", "index")
+PADDED_CONSTANT_MODES = ("auto", "carrier", "term")
 FLOAT64_TOLERANCE = 1e-9  # folds are computed in float64, so nothing but its rounding is left
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupChange:
-    """What happened to one channel group.
-
-    Attributes:
-        before, after: widths.
-        how: why it has its new width, in words.
-    """
-
-    before: int
-    after: int
-    how: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShrinkReport:
-    """What the shrink did.
-
-    Attributes:
-        params, macs: of the small network; `params_dense`, `macs_dense` of the given one. MACs are per image.
-        widths: group name -> what happened to it.
-        num_carriers: channels kept to carry constants past zero-padded borders.
-        num_folds: constants that moved into a bias, a running mean or a carrier.
-        rel_error: largest max|a-b| / max|b| over all trial inputs.
-        form: "module" (same classes, sliced tensors) or "graph" (the traced graph over them).
-        unknown_ops: operations the analysis does not know; their channels stay.
-        dynamic_batch: whether the network accepts any batch.
-    """
-
-    params: int
-    macs: int
-    params_dense: int
-    macs_dense: int
-    widths: Mapping[str, GroupChange]
-    num_carriers: int
-    num_folds: int
-    rel_error: float
-    form: str
-    unknown_ops: tuple[str, ...]
-    dynamic_batch: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +50,7 @@ def shrink(
     round_to: int = 1,
     residual: str = "union",
     tolerance: float = 1e-5,
+    padded_constants: str = "auto",
 ) -> Shrunk:
     """Return a smaller network that computes the same function as `model` with its zeros.
 
@@ -103,7 +67,11 @@ def shrink(
         round_to: kept widths are rounded up to a multiple of this with removable channels; the function is
             the same.
         residual: "union": a channel of a residual stream goes when every writer is dead or constant on it.
+            "index": besides, each writer computes its live rows alone and scatters them into the stream.
         tolerance: allowed max|a-b| / max|b|; at most 1e-9 for a model in float64.
+        padded_constants: where constants go that a zero-padded layer reads. "carrier": one channel of the
+            tensor stays and carries them. "term": the layer adds its response to them. "auto": a carrier,
+            but a term where a carrier would widen a group past a multiple of `round_to`.
 
     Returns:
         The small model in the training mode and on the device of `model`, the plan, and the report.
@@ -113,7 +81,8 @@ def shrink(
         DivergedError: the small network does not compute the same function.
     """
     inputs = example_tuple(example_inputs)
-    _check_arguments(model, inputs, round_to=round_to, residual=residual, tolerance=tolerance)
+    options = _Options(round_to=round_to, residual=residual, padded_constants=padded_constants)
+    _check_arguments(model, inputs, options, tolerance)
     device = inputs[0].device
     # the analysis is small tensors and float64 sums: the processor's work, wherever the model is
     home = model if device.type == "cpu" else copy.deepcopy(model).cpu()
@@ -124,50 +93,26 @@ def shrink(
         zero_dropped(dense, groups_from_labels(label(trace(dense, inputs))), mask)
     if _dtype(model) == torch.float64:
         tolerance = min(tolerance, FLOAT64_TOLERANCE)
-    shrunk = _shrunk(dense, inputs, round_to, tolerance)
+    shrunk = _shrunk(dense, inputs, options, tolerance)
     return shrunk if device.type == "cpu" else replace(shrunk, model=shrunk.model.to(device))
 
 
-def _shrunk(dense: nn.Module, inputs: tuple[Tensor, ...], round_to: int, tolerance: float) -> Shrunk:
-    traced = trace(dense, inputs)
-    graph = label(traced)
-    groups = groups_from_labels(graph)
-    sinks = sinks_of(graph, find_constants(graph))
-    decision = decide(graph, sinks, groups, round_to=round_to)
-    folded = fold_constants(graph, sinks, decision)
-    plan = plan_from_kept(graph, decision.kept, folded)
-    small = model_from_plan(dense, plan, folded)
-    small, plan, rel_error = _proven(small, dense, plan, inputs, tolerance, traced.dynamic_batch)
-    report = ShrinkReport(
-        **_costs(small, dense, inputs),
-        widths=_changes(graph, groups, decision),
-        num_carriers=len(decision.carriers),
-        num_folds=len(folded.folds),
-        rel_error=rel_error,
-        form=plan.form,
-        unknown_ops=tuple(sorted(graph.unknown_ops)),
-        dynamic_batch=traced.dynamic_batch,
-    )
-    return Shrunk(model=small, plan=plan, report=report)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    round_to: int
+    residual: str
+    padded_constants: str
 
 
-def _costs(small: nn.Module, dense: nn.Module, inputs: Sequence[Tensor]) -> dict[str, int]:
-    after, before = count_costs(small, inputs), count_costs(dense, inputs)
-    return {
-        "params": after.params,
-        "macs": after.macs,
-        "params_dense": before.params,
-        "macs_dense": before.macs,
-    }
-
-
-def _check_arguments(
-    model: nn.Module, inputs: Sequence[Tensor], *, round_to: int, residual: str, tolerance: float
-) -> None:
-    if round_to < 1:
-        raise ShrinkError(f"round_to is {round_to}", hint="pass 1 for no rounding, or 8, 16, 32")
-    if residual != "union":
-        raise ShrinkError(f"residual is {residual!r}", hint="the one mode that exists is 'union'")
+def _check_arguments(model: nn.Module, inputs: Sequence[Tensor], options: _Options, tolerance: float) -> None:
+    if options.round_to < 1:
+        raise ShrinkError(f"round_to is {options.round_to}", hint="pass 1 for no rounding, or 8, 16, 32")
+    for name, value, modes in (
+        ("residual", options.residual, RESIDUAL_MODES),
+        ("padded_constants", options.padded_constants, PADDED_CONSTANT_MODES),
+    ):
+        if value not in modes:
+            raise ShrinkError(f"{name} is {value!r}", hint=f"the modes are {', '.join(modes)}")
     if not 0 < tolerance < 1:
         raise ShrinkError(f"tolerance is {tolerance}", hint="it is a relative error, e.g. 1e-5")
     dtype = _dtype(model)
@@ -186,57 +131,116 @@ def _check_arguments(
             raise ShrinkError(f"example_inputs[{position}] is on {x.device}, the model on {device}")
 
 
-def _proven(
-    small: nn.Module,
-    dense: nn.Module,
-    plan: Plan,
-    inputs: Sequence[Tensor],
-    tolerance: float,
-    dynamic_batch: bool,
-) -> tuple[nn.Module, Plan, float]:
-    """Return the first form that runs and computes the same function, its plan, and its error."""
-    try:
-        error = check_equal(small, dense, inputs, tolerance=tolerance, dynamic_batch=dynamic_batch)
-        return small, plan, error
-    except (DivergedError, *FORWARD_ERRORS):
-        # the forward holds a channel count (torch refuses the shapes, or halves come out unequal)
-        described = tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in inputs)
-        plan = replace(plan, form="graph", inputs=described)
-        model = graph_form(small, dense, plan, inputs)
-        error = check_equal(model, dense, inputs, tolerance=tolerance, dynamic_batch=dynamic_batch)
-        return model, plan, error
-
-
 def _dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _changes(
-    graph: LabelledGraph, groups: Sequence[ChannelGroup], decision: Decision
-) -> dict[str, GroupChange]:
-    tables = (graph.weight_rows, graph.weight_columns)
-    changes = {}
-    for group in groups:
-        member = group.members[0]
-        table = next((t for t in tables if member.tensor in t and t[member.tensor][0] == member.axis), None)
-        if table is None:
+def _shrunk(dense: nn.Module, inputs: tuple[Tensor, ...], options: _Options, tolerance: float) -> Shrunk:
+    """Return the proven result; what the graph form cannot express is kept, and all is decided again."""
+    traced = trace(dense, inputs)
+    refused: dict[tuple[str, int], str] = {}
+    while True:
+        analysis = _analysed(traced, options, refused)
+        try:
+            small, plan, rel_error = _proven(dense, inputs, analysis, options, tolerance)
+        except RefusedEditError as refusal:
+            new_axes = refusal.axes - refused.keys()
+            if not new_axes:
+                raise
+            refused |= dict.fromkeys(new_axes, f"{refusal.reason} cannot be rewritten")
             continue
-        roots = graph.classes.roots(table[member.tensor][1])[member.indices[:, 0]]
-        kept, needed = decision.kept[roots], decision.needed[roots]
-        num_carriers = len(decision.carriers & set(roots[kept].tolist()))
-        changes[group.name] = GroupChange(
-            before=group.width, after=int(kept.sum()), how=_how(group, kept, needed, num_carriers)
+        report = account(
+            small, dense, inputs, analysis.graph, analysis.groups, analysis.sinks, analysis.decision, plan,
+            rel_error=rel_error,
+        )  # fmt: skip
+        return Shrunk(model=small, plan=plan, report=report)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Analysis:
+    graph: LabelledGraph
+    groups: Sequence[ChannelGroup]
+    sinks: Sequence[Sink]
+    decision: Decision
+    folded: FoldedTensors
+
+
+def _analysed(traced: Trace, options: _Options, refused: Mapping[tuple[str, int], str]) -> _Analysis:
+    graph = label(traced)
+    for axis in labelled_axes(graph):
+        if (axis.tensor, axis.axis) in refused:
+            graph.classes.pin(axis.labels, refused[axis.tensor, axis.axis])
+    groups = groups_from_labels(graph)
+    sinks = sinks_of(graph, find_constants(graph))
+    decision = decide(
+        graph, sinks, groups, round_to=options.round_to, padded_constants=options.padded_constants
+    )
+    return _Analysis(
+        graph=graph, groups=groups, sinks=sinks, decision=decision,
+        folded=fold_constants(graph, sinks, decision),
+    )  # fmt: skip
+
+
+def _proven(
+    dense: nn.Module, inputs: Sequence[Tensor], analysis: _Analysis, options: _Options, tolerance: float
+) -> tuple[nn.Module, Plan, float]:
+    """Return the first form that runs and computes the same function, its plan, and its error."""
+    graph, decision, folded = analysis.graph, analysis.decision, analysis.folded
+    plan = plan_from_kept(graph, decision.kept, folded)
+    if options.residual == "index":
+        live = live_stream_rows(
+            model_from_plan(dense, plan, folded), graph, analysis.groups, options.round_to
         )
-    return changes
+        plan = replace(plan, live_rows=live)
+
+    def checked(small: nn.Module, open_size: bool = True) -> float:
+        return check_equal(
+            small, dense, inputs, tolerance=tolerance,
+            dynamic_batch=graph.trace.dynamic_batch, open_size=open_size,
+        )  # fmt: skip
+
+    if has_dead_layer(analysis.sinks, decision):
+        with suppress(RefusedEditError, DivergedError):  # the dead layers stay, one channel wide
+            needed = plan_from_kept(graph, decision.needed, folded)
+            small, its_plan = _without_dead_layers(dense, inputs, plan, needed, folded)
+            if its_plan.constants:
+                return small, its_plan, checked(small, its_plan.open_size)
+    small = model_from_plan(dense, plan, folded)
+    try:
+        return small, plan, checked(small)
+    except (DivergedError, *FORWARD_ERRORS) as error:
+        # the forward holds a channel count (torch refuses the shapes, or halves come out unequal)
+        reason = error
+    graph_plan = _as_graph(plan, graph.trace, inputs)
+    try:
+        small = graph_form(model_from_plan(dense, graph_plan, folded), dense, graph_plan, inputs)
+        return small, graph_plan, checked(small, graph_plan.open_size)
+    except DivergedError as error:
+        place = first_difference(small, dense, graph_plan, graph, decision, inputs, tolerance=tolerance)
+        raise DivergedError(f"{error}; {place}") from reason
+    except FORWARD_ERRORS as error:
+        raise ShrinkError(
+            f"the shrunk network does not run: {error}", hint="please report the network; nothing was written"
+        ) from reason
 
 
-def _how(group: ChannelGroup, kept: Tensor, needed: Tensor, num_carriers: int) -> str:
-    if group.pinned is not None:
-        return f"kept whole: {group.pinned}"
-    parts = [f"{int((~kept).sum())} dead or constant", f"{int(needed.sum())} alive"]
-    if num_carriers:
-        parts.append(f"{num_carriers} carrying constants")
-    fillers = int((kept & ~needed).sum()) - num_carriers
-    if fillers:
-        parts.append(f"{fillers} kept for the width")
-    return ", ".join(parts)
+def _as_graph(plan: Plan, traced: Trace, inputs: Sequence[Tensor]) -> Plan:
+    described = tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in inputs)
+    return replace(plan, form="graph", inputs=described, open_size=may_open_sizes(traced))
+
+
+def _without_dead_layers(
+    dense: nn.Module, inputs: Sequence[Tensor], plan: Plan, needed: Plan, folded: FoldedTensors
+) -> tuple[nn.Module, Plan]:
+    plan = _as_graph(plan, trace(dense, inputs), inputs)
+    operands = constant_operands(dense, plan, needed, inputs)
+    shapes = {
+        node: (operand, None if value is None else tuple(value.shape))
+        for node, (operand, value) in operands.items()
+    }
+    plan = replace(plan, constants=shapes)
+    small = graph_form(model_from_plan(dense, plan, folded), dense, plan, inputs)
+    for operand, value in operands.values():
+        if value is not None:
+            small.get_buffer(constant_name(operand)).copy_(value)
+    return small, plan

@@ -28,7 +28,9 @@ class Plan:
         live_rows: weight -> the rows it computes, among those kept; the others are zero (`residual="index"`).
         folds: the constants that moved, for the report.
         form: "module" or "graph"; the second is built again from the dense model's traced graph.
-        inputs: shape and dtype of the example inputs; of the graph form alone.
+        inputs: shape and dtype of the example inputs; of the graph form alone, as what follows.
+        open_size: whether the graph leaves height and width open.
+        constants: operation -> (operand, shape of the constant that takes its place; None for an added zero).
     """
 
     kept: Mapping[str, Mapping[int, tuple[int, ...]]]
@@ -39,6 +41,8 @@ class Plan:
     folds: tuple[Fold, ...] = ()
     form: str = "module"
     inputs: tuple[tuple[tuple[int, ...], str], ...] = ()
+    open_size: bool = True
+    constants: Mapping[str, tuple[str, tuple[int, ...] | None]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """Return a JSON value that `from_json` reads back."""
@@ -54,6 +58,11 @@ class Plan:
             "folds": [asdict(fold) for fold in self.folds],
             "form": self.form,
             "inputs": [{"shape": list(shape), "dtype": dtype} for shape, dtype in self.inputs],
+            "open_size": self.open_size,
+            "constants": {
+                node: {"operand": operand, "shape": None if shape is None else list(shape)}
+                for node, (operand, shape) in self.constants.items()
+            },
         }
 
     @classmethod
@@ -70,6 +79,11 @@ class Plan:
             folds=tuple(Fold(**fold) for fold in value["folds"]),
             form=value["form"],
             inputs=tuple((tuple(x["shape"]), x["dtype"]) for x in value["inputs"]),
+            open_size=value["open_size"],
+            constants={
+                node: (entry["operand"], None if entry["shape"] is None else tuple(entry["shape"]))
+                for node, entry in value["constants"].items()
+            },
         )
 
     def sliced(self, name: str, tensor: Tensor) -> Tensor:

@@ -127,6 +127,15 @@ def decide(
     return _Decider(graph, sinks, groups, round_to, padded_constants).run()
 
 
+def has_dead_layer(sinks: Sequence[Sink], decision: Decision) -> bool:
+    """Return whether some weight is left of which no needed row depends on the input."""
+    lives: dict[str, bool] = {}
+    for sink in sinks:
+        alive = bool((decision.needed[sink.rows] & sink.row_is_tainted).any())
+        lives[sink.weight] = lives.get(sink.weight, False) or alive
+    return not all(lives.values())
+
+
 class _Decider:
     def __init__(
         self,

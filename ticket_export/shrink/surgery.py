@@ -11,10 +11,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ticket_export.channels.graph import ChannelGroup
+from ticket_export.channels.labelled import LabelledGraph
 from ticket_export.channels.mask import Mask
 from ticket_export.errors import ShrinkError
 from ticket_export.shrink.fold import FoldedTensors
-from ticket_export.shrink.layers import give_more, scatter_from_live
+from ticket_export.shrink.layers import MORE, give_more, live_rows, scatter_from_live
 from ticket_export.shrink.plan import Plan, plan_from_mask
 
 
@@ -71,6 +72,42 @@ def model_from_plan(model: nn.Module, plan: Plan, folded: FoldedTensors | None =
     for module in small.modules():
         update_sizes(module, groups_by_id.get(id(getattr(module, "weight", None))))
     return small
+
+
+def live_stream_rows(
+    small: nn.Module, graph: LabelledGraph, groups: Sequence[ChannelGroup], round_to: int
+) -> dict[str, tuple[int, ...]]:
+    """Return for each layer that writes into a residual stream the rows that are not zero.
+
+    Args:
+        small: the network after its cut.
+        graph: the labels of the dense network.
+        groups: its channel groups; a stream is a group with several producers.
+        round_to: zero rows stay up to a multiple of this.
+
+    Returns:
+        weight name -> positions among the kept rows; layers with no zero row, or with nothing else, are
+        absent.
+    """
+    writers = [member.tensor for group in groups if not group.is_inner for member in group.producers]
+    found: dict[str, tuple[int, ...]] = {}
+    for weight in dict.fromkeys(writers):
+        layer = small.get_submodule(weight.rpartition(".")[0])
+        is_plain = type(layer) in MORE or type(layer) in MORE.values()
+        if not is_plain or graph.trace.layer_of(weight) is None or not _is_zero_padded(layer):
+            continue
+        lives = live_rows(_layer(small, weight).weight, getattr(layer, "border", None))
+        target = min(len(lives), -(-int(lives.sum()) // round_to) * round_to)
+        lives |= ~lives & ((~lives).cumsum(0) <= target - int(lives.sum()))
+        if lives.any() and not lives.all():
+            found[weight] = tuple(torch.nonzero(lives).flatten().tolist())
+    return found
+
+
+def _is_zero_padded(layer: nn.Module) -> bool:
+    if not isinstance(layer, _ConvNd):
+        return True
+    return layer.groups == 1 and layer.padding_mode == "zeros"
 
 
 def _slice_tensors(small: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
