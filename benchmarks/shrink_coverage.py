@@ -127,7 +127,10 @@ def markdown(lines: Lines, command: str) -> str:
         f"{BARS['float32']:g} in float32 and {BARS['float64']:g} in float64, on inputs the shrink has not "
         "seen. Biases kept: betas, running means and variances as of a trained network, no layer scale or "
         "head at its trivial start; zero: every bias, beta and running mean is zero. Seconds are of one "
-        "`shrink` with its own verification, beside other work on the machine: upper bounds."
+        "`shrink` with its own verification, beside other work on the machine: upper bounds. fp32 noise: the "
+        "relative error of the dense network itself against its own float64, a floor of what can be shown; "
+        "scale: the largest output; varies: how far an output moves from one image to another, as a share of "
+        "its size."
     )
     return "\n\n".join(
         (

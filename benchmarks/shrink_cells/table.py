@@ -85,6 +85,7 @@ def every_cell(cells: Sequence[Cell], lines: Lines) -> str:
                 "dtype": cell.dtype,
                 "result": line["status"],
                 "rel. error": f"{line['rel_error']:.1e}" if "rel_error" in line else "",
+                "fp32 noise": f"{line['noise']:.1e}" if line.get("noise") else "",
                 "scale": f"{line['scale']:.2g}" if "scale" in line else "",
                 "varies": f"{line['variation']:.1g}" if "variation" in line else "",
                 "parameters": _sizes(line, "params"),

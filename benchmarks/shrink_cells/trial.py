@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from collections.abc import Sequence
@@ -72,20 +73,24 @@ def facts_of(cell: Cell) -> dict[str, Any]:  # Any: JSON
 def _pruned(network: Network, cell: Cell, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
     dense = network.built().to(dtype)
     generator = torch.Generator().manual_seed(1)
-    x_NCHW = torch.randn(4, network.channels, network.size, network.size, generator=generator, dtype=dtype)
+    x_NCHW = torch.randn(16, network.channels, network.size, network.size, generator=generator, dtype=dtype)
     pruned_as_trained(dense, x_NCHW, cell.law, with_biases=cell.biases == "kept")
     return dense, x_NCHW
 
 
-def compared(small: nn.Module, dense: nn.Module, network: Network, dtype: torch.dtype) -> dict[str, Any]:
+def compared(
+    small: nn.Module, dense: nn.Module, network: Network, dtype: torch.dtype
+) -> dict[str, Any]:  # Any: JSON
     """Compare on fresh inputs at batch 1 and 3, at both resolutions that the dense network takes.
 
     Returns:
         rel_error: the largest over all outputs and trials. scale: largest |output|. variation: the largest
-        change of an output from one image to another, as a share of scale. trials: the shapes.
+        change of an output from one image to another, as a share of scale. trials: the shapes. noise: the
+        relative error of the dense network itself in float32, against its own float64.
     """
     generator = torch.Generator().manual_seed(77)
-    worst, scale, variation, shapes = 0.0, 0.0, 0.0, []
+    worst, scale, variation, noise, shapes = 0.0, 0.0, 0.0, 0.0, []
+    precise = copy.deepcopy(dense).double() if dtype == torch.float32 else None
     for size in (network.size, network.other_size):
         for batch in (3, 1):
             x_NCHW = torch.randn(batch, network.channels, size, size, generator=generator, dtype=dtype)
@@ -102,13 +107,17 @@ def compared(small: nn.Module, dense: nn.Module, network: Network, dtype: torch.
                 return {"error": f"the small network at {shapes[-1]}: {_told(error)}"} | _size_of(small)
             if len(results) != len(references):
                 return {"error": f"{len(results)} outputs, not {len(references)}"} | _size_of(small)
+            if precise is not None:
+                pairs = zip(references, outputs_of(precise, x_NCHW.double()), strict=True)
+                noise = max(noise, *(relative_error(reference, exact) for reference, exact in pairs))
             for result, reference in zip(results, references, strict=True):
                 worst = max(worst, relative_error(result, reference))
                 scale = max(scale, float(reference.abs().max()))
                 if batch == 3:
                     change = float((reference - reference[:1]).abs().max())
                     variation = max(variation, change / max(float(reference.abs().max()), 1e-300))
-    return {"rel_error": worst, "scale": scale, "variation": variation, "trials": shapes} | _size_of(small)
+    facts = {"rel_error": worst, "scale": scale, "variation": variation, "noise": noise, "trials": shapes}
+    return facts | _size_of(small)
 
 
 def outputs_of(model: nn.Module, x_NCHW: Tensor) -> Sequence[Tensor]:

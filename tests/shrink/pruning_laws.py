@@ -149,9 +149,9 @@ def _draw_trivial(net: nn.Module, generator: Generator) -> None:
             fan_in = max(1, parameter[0].numel())
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
         elif first == 0 and parameter.numel() > 1:
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
         else:
-            parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
+            parameter.copy_(torch.rand(parameter.shape, generator=generator) * 0.5 + 0.25)
 
 
 def _set_statistics(net: nn.Module, x: Tensor, generator: Generator, *, with_means: bool) -> None:
@@ -161,15 +161,14 @@ def _set_statistics(net: nn.Module, x: Tensor, generator: Generator, *, with_mea
         shape = norm.running_mean.shape
         deviation = 0.2 * torch.randn(shape, generator=generator).to(x.dtype)
         factor = (torch.rand(shape, generator=generator) + 0.5).to(x.dtype)
-        # a channel that hardly moves would be blown up to noise
-        still = norm.running_var < 1e-4
+        moment = norm.running_var + (0 if with_means else norm.running_mean**2)
+        still = moment < 1e-4
+        # few images: a channel that hardly moves on them would blow up on others, and rounding with it
+        floor = 0.3 * moment[~still].mean() if bool((~still).any()) else 0.0
+        norm.running_var.copy_(torch.where(still, factor, moment.clamp_min(floor) * factor))
         if with_means:
-            scale = torch.where(still, 1.0, norm.running_var.sqrt())
-            norm.running_mean.add_(deviation * scale)
-            norm.running_var.copy_(torch.where(still, factor, norm.running_var * factor))
+            norm.running_mean.add_(deviation * torch.where(still, 1.0, norm.running_var.sqrt()))
         else:
-            moment = norm.running_var + norm.running_mean**2
-            norm.running_var.copy_(torch.where(moment < 1e-4, factor, moment * factor))
             norm.running_mean.zero_()
 
 
