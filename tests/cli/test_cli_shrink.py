@@ -328,12 +328,47 @@ def test_verbose_lists_every_group_on_its_own_line(tell: Callable[..., Told], tm
     assert "unchanged" not in told
 
 
-def test_a_residual_that_does_not_exist_is_refused(tell: Callable[..., Told], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "name"), [("--residual", "residual"), ("--padded-constants", "padded_constants")]
+)
+def test_a_mode_that_does_not_exist_is_refused(
+    option: str, name: str, tell: Callable[..., Told], tmp_path: Path
+) -> None:
     _saved_net(tmp_path, lambda net: None)
-    code, out, err = tell(*_words(tmp_path, "--residual", "sum"))
+    code, out, err = tell(*_words(tmp_path, option, "sum"))
     assert (code, out) == (2, "")
-    assert "residual is 'sum'" in err
+    assert f"{name} is 'sum'" in err
     assert not (tmp_path / "small").exists()
+
+
+PADDED = """
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 4, 1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "width", "told"), [("carrier", 6, "1 carrier channel"), ("term", 5, "1 added term")]
+)
+def test_constants_of_a_padded_layer_go_where_they_are_told_to(
+    mode: str, width: int, told: str, tell: Callable[..., Told], tmp_path: Path
+) -> None:
+    import torch
+
+    scope: dict[str, Any] = {}
+    exec(PADDED, scope)
+    (tmp_path / "net.py").write_text(PADDED, encoding="utf-8")
+    net = scope["net"]()
+    with torch.no_grad():
+        net[0].weight[5:] = 0.0
+        net[0].bias[5:] = 0.5
+    np.savez(tmp_path / "w.npz", **{name: tensor.numpy() for name, tensor in net.state_dict().items()})
+    code, out, err = tell(*_words(tmp_path, "--padded-constants", mode))
+    assert code == 0, err
+    assert ["0", "8", str(width)] in [line.split()[:3] for line in out.splitlines()]
+    assert told in out.splitlines()[-2]
 
 
 def test_weights_of_a_failed_training_are_refused(tell: Callable[..., Told], tmp_path: Path) -> None:

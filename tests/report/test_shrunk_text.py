@@ -9,30 +9,34 @@ import pytest
 import torch
 from torch import nn
 
-from ticket_export.report.shrunk import common_name, near_zero_text, shrunk_text
-from ticket_export.shrink.exact import GroupChange, ShrinkReport, shrink
+from ticket_export.report.shrunk import common_name, like_names, near_zero_text, shrunk_text
+from ticket_export.shrink.account import GroupChange, ShrinkReport
+from ticket_export.shrink.exact import shrink
 from ticket_export.shrink.near_zero import NearZeroReport, Zeroed
 
 
 @pytest.fixture
 def report() -> ShrinkReport:
-    halved = GroupChange(before=64, after=33, how="31 dead or constant, 32 alive, 1 carrying constants")
-    other = GroupChange(before=64, after=34, how="30 dead or constant, 32 alive, 2 carrying constants")
-    whole = GroupChange(before=256, after=256, how="0 dead or constant, 256 alive")
+    halved = GroupChange(
+        before=64, after=33, how="31 constant, folded into a carrier, 32 alive, 1 carrying constants"
+    )
+    other = GroupChange(before=64, after=34, how="30 dead, 34 alive")
+    whole = GroupChange(before=256, after=256, how="256 alive")
     pinned = GroupChange(before=10, after=10, how="kept whole: model output")
     widths: Mapping[str, GroupChange] = {
         **{f"layer1.{block}.conv1": halved for block in range(12)},
         "layer1.12.conv1": other,
         "layer1.0.conv3": whole,
         "layer1.1.conv3": whole,
-        "stem": GroupChange(before=64, after=64, how="0 dead or constant, 64 alive"),
+        "stem": GroupChange(before=64, after=64, how="64 alive"),
         "fc": pinned,
     }
     some = shrink(nn.Linear(2, 2), torch.zeros(1, 2)).report
     return replace(
         some,
         **{"params": 1_500, "params_dense": 2_000, "macs": 300_000, "macs_dense": 1_200_000},
-        **{"widths": widths, "num_carriers": 14, "num_folds": 1, "rel_error": 3.2e-7},
+        **{"bytes": 6_000, "bytes_dense": 8_000, "widths": widths, "rel_error": 3.2e-7, "num_carriers": 14},
+        **{"num_terms": 0, "num_folds": 1, "num_constants": 0, "open_size": True},
     )
 
 
@@ -44,20 +48,21 @@ def test_costs_stand_first_with_the_share_that_is_kept(report: ShrinkReport) -> 
     rows = _rows(shrunk_text(report))
     assert rows[0] == ["before", "after", "kept"]
     assert ["weights", "2,000", "1,500", "75.0", "%"] in rows
+    assert ["bytes", "8,000", "6,000", "75.0", "%"] in rows
     assert ["MACs", "per", "image", "1,200,000", "300,000", "25.0", "%"] in rows
 
 
 def test_groups_alike_but_for_their_numbers_share_a_line(report: ShrinkReport) -> None:
     rows = _rows(shrunk_text(report))
-    assert ["layer1.*.conv1", "x12", "64", "33", "31", "dead"] in [row[:6] for row in rows]
-    assert ["layer1.12.conv1", "64", "34", "30", "dead"] in [row[:5] for row in rows]
+    assert ["layer1.*.conv1", "x12", "64", "33", "31", "constant,"] in [row[:6] for row in rows]
+    assert ["layer1.12.conv1", "64", "34", "30", "dead,"] in [row[:5] for row in rows]
     assert sum(row[:1] == ["layer1.*.conv1"] for row in rows) == 1
 
 
 def test_groups_that_stay_are_listed_by_their_reason(report: ShrinkReport) -> None:
     lines = [line.strip() for line in shrunk_text(report).splitlines()]
     assert "unchanged: 4 groups" in lines
-    assert "every channel is needed: layer1.*.conv3 (2 of 256), stem (64)" in lines
+    assert "every channel is needed: layer1.*.conv3 (2 x 256), stem (64)" in lines
     assert "model output: fc (10)" in lines
 
 
@@ -72,10 +77,16 @@ def test_every_group_has_a_line_when_asked_for(report: ShrinkReport) -> None:
 def test_the_proof_the_form_and_the_batch_close_the_text(report: ShrinkReport) -> None:
     assert shrunk_text(report).splitlines()[-2:] == [
         "checked: relative error 3.2e-07 (max|a-b| / max|b|), any batch",
-        "module form, 14 carrier channels, 1 fold of constants",
+        "module form, 14 carrier channels, 1 fold",
     ]
-    fixed = shrunk_text(replace(report, dynamic_batch=False, form="graph"))
-    assert "this batch only, as the network fixes it\ngraph form" in fixed
+    fixed = replace(
+        report, dynamic_batch=False, open_size=False, form="graph", num_carriers=0, num_constants=2
+    )
+    assert shrunk_text(replace(fixed, num_terms=1)).splitlines()[-2:] == [
+        "checked: relative error 3.2e-07 (max|a-b| / max|b|), this batch only, as the network fixes it, "
+        "this size only",
+        "graph form, 1 added term, 1 fold, 2 operands that became constant",
+    ]
 
 
 def test_operations_unknown_to_the_analysis_are_named(report: ShrinkReport) -> None:
@@ -94,13 +105,29 @@ def test_nothing_removed_is_said(report: ShrinkReport) -> None:
 
 def test_a_long_list_of_names_ends_with_how_many_are_left(report: ShrinkReport) -> None:
     names = ["".join(chr(ord("a") + int(digit)) for digit in f"{number:03}") for number in range(100)]
-    widths = {name: GroupChange(before=8, after=8, how="0 dead or constant, 8 alive") for name in names}
+    widths = {name: GroupChange(before=8, after=8, how="8 alive") for name in names}
     (line,) = [
         line for line in shrunk_text(replace(report, widths=widths)).splitlines() if "is needed" in line
     ]
     num_shown = line.count("(8)")
     assert line.endswith(f" and {100 - num_shown} more")
     assert 100 <= len(line) <= 130
+
+
+def test_names_go_together_by_one_number_alone() -> None:
+    names = ["layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1", "fc", "layer1.0.conv2", "layer1.1.conv2"]
+    assert like_names(names) == [
+        ["layer1.0.conv1", "layer1.1.conv1"],
+        ["layer2.0.conv1"],
+        ["layer1.0.conv2", "layer1.1.conv2"],
+        ["fc"],
+    ]
+    assert like_names([]) == []
+
+
+def test_a_channel_kept_for_the_width_is_a_reason_to_stay(report: ShrinkReport) -> None:
+    widths = {"a": GroupChange(before=8, after=8, how="6 alive, 2 kept for the width")}
+    assert "  6 alive, 2 kept for the width: a (8)" in shrunk_text(replace(report, widths=widths))
 
 
 def test_a_common_name_has_a_star_where_numbers_differ() -> None:

@@ -41,6 +41,9 @@ RoundTo = Annotated[int, typer.Option(help="keep widths that are multiples of th
 ResidualMode = Annotated[
     str, typer.Option(help="union: one width per stream; index: each layer takes its own rows")
 ]
+PaddedConstants = Annotated[
+    str, typer.Option(help="of zero-padded layers: carrier channel, added term, or auto: as round-to needs")
+]
 Data = Annotated[Path | None, typer.Option(metavar="FILE.npz", help="test_x, test_y: tell the accuracy too")]
 Mean = Annotated[str | None, typer.Option(help="of the data, per channel: 0.49,0.48,0.44")]
 Std = Annotated[str | None, typer.Option(help="of the data, per channel: 0.25,0.24,0.26")]
@@ -57,6 +60,7 @@ def shrink(
     zero_below: ZeroBelow = None,
     round_to: RoundTo = 1,
     residual: ResidualMode = "union",
+    padded_constants: PaddedConstants = "auto",
     data: Data = None,
     mean: Mean = None,
     std: Std = None,
@@ -88,13 +92,20 @@ def shrink(
         origin["near_zero"] = asdict(zeroed.report)
         texts.append(near_zero_text(zeroed.report))
     typer.echo(f"shrinking {builder}", err=True)
-    shrunk = shrink_network(zeroed.model if zeroed else given, examples, round_to=round_to, residual=residual)
+    shrunk = shrink_network(
+        given if zeroed is None else zeroed.model,
+        examples,
+        round_to=round_to,
+        residual=residual,
+        padded_constants=padded_constants,
+    )
     with disk_errors_told(out):
         save_bundle(shrunk, out, origin=origin)
     typer.echo("\n\n".join([*texts, shrunk_text(shrunk.report, every_group=verbose)]))
-    if images is not None:
-        typer.echo(accuracy_text(networks | {"shrunk": shrunk.model}, images))
     typer.echo(f"bundle: {out}")
+    if images is not None:
+        typer.echo(f"counting right answers on {len(images.y):,} images", err=True)
+        typer.echo(accuracy_text(networks | {"shrunk": shrunk.model}, images))
     if onnx:
         _export(shrunk.model, out, examples)
 

@@ -38,36 +38,77 @@ def shrunk_text(report: ShrinkReport, *, every_group: bool = False) -> str:
         )
     if report.unknown_ops:
         parts.append(f"unknown to the analysis, so that their channels stay: {', '.join(report.unknown_ops)}")
-    batch = "any batch" if report.dynamic_batch else "this batch only, as the network fixes it"
-    parts.append(
-        f"checked: relative error {report.rel_error:.1e} (max|a-b| / max|b|), {batch}\n"
-        f"{report.form} form, {_number(report.num_carriers, 'carrier channel')}, "
-        f"{_number(report.num_folds, 'fold')} of constants"
-    )
+    parts.append(_proof(report))
     return "\n\n".join(parts)
+
+
+def _proof(report: ShrinkReport) -> str:
+    batch = "any batch" if report.dynamic_batch else "this batch only, as the network fixes it"
+    size = "" if report.open_size else ", this size only"
+    counts = (
+        (report.num_carriers, "carrier channel"),
+        (report.num_terms, "added term"),
+        (report.num_folds, "fold"),
+        (report.num_constants, "operand that became constant"),
+    )
+    told = [_number(count, what) for count, what in counts if count]
+    return (
+        f"checked: relative error {report.rel_error:.1e} (max|a-b| / max|b|), {batch}{size}\n"
+        f"{', '.join([f'{report.form} form', *told])}"
+    )
 
 
 def _costs(report: ShrinkReport) -> str:
     pairs = [
         ("weights", report.params_dense, report.params),
         ("MACs per image", report.macs_dense, report.macs),
+        ("bytes", report.bytes_dense, report.bytes),
     ]
     rows = [(name, f"{before:,}", f"{after:,}", _share(after, before)) for name, before, after in pairs]
     return text_table(("", "before", "after", "kept"), rows)
 
 
 def _changed_groups(changes: Mapping[str, GroupChange], *, merged: bool) -> str:
-    alike: dict[tuple[str, int, int, str], list[str]] = {}
+    alike: dict[tuple[int, int, str], list[str]] = {}
     for name, change in changes.items():
-        shape = re.sub(r"\d+", "#", name) if merged else name
-        alike.setdefault((shape, change.before, change.after, change.how), []).append(name)
+        alike.setdefault((change.before, change.after, change.how), []).append(name)
+    places = {name: place for place, name in enumerate(changes)}
+    lines = [
+        (names, change)
+        for change, members in alike.items()
+        for names in (like_names(members) if merged else [[name] for name in members])
+    ]
     rows = [
-        (common_name(names), f"x{len(names)}" if len(names) > 1 else "", before, after, how)
-        for (_, before, after, how), names in alike.items()
+        (common_name(names), f"x{len(names)}" if len(names) > 1 else "", *change)
+        for names, change in sorted(lines, key=lambda line: places[line[0][0]])
     ]
     if not any(row[1] for row in rows):
         return text_table(("group", "before", "after", "how"), [(row[0], *row[2:]) for row in rows])
     return text_table(("group", "", "before", "after", "how"), rows)
+
+
+def like_names(names: Sequence[str]) -> list[list[str]]:
+    """Return the names in lists, each of names that differ in one number at the same place, or alone.
+
+    `layer1.0.conv1` goes with `layer1.1.conv1`, not with `layer2.1.conv1` as well. The place is the one that
+    leaves the fewest lists.
+    """
+    by_words: dict[tuple[str, ...], list[list[str]]] = {}
+    for name in names:
+        pieces = re.split(r"(\d+)", name)
+        by_words.setdefault(tuple(pieces[::2]), []).append(pieces)
+    found: list[list[str]] = []
+    for words_between, alike in by_words.items():
+        choices = [[["".join(pieces)] for pieces in alike]]
+        for place in range(1, 2 * len(words_between) - 1, 2):
+            lists: dict[tuple[str, ...], list[str]] = {}
+            for pieces in alike:
+                key = (*pieces[:place], *pieces[place + 1 :])
+                lists.setdefault(key, []).append("".join(pieces))
+            choices.append(list(lists.values()))
+        fewest = min(choices, key=len)
+        found += fewest
+    return found
 
 
 def common_name(names: Sequence[str]) -> str:
@@ -84,8 +125,8 @@ def _groups_that_stay(changes: Mapping[str, GroupChange]) -> list[str]:
     """Return one paragraph with a line per reason, or none."""
     widths_by_reason: dict[str, dict[str, int]] = {}
     for name, change in changes.items():
-        pinned = change.how.startswith(_WHOLE)
-        reason = change.how.removeprefix(_WHOLE) if pinned else "every channel is needed"
+        all_alive = change.how == f"{change.before} alive"
+        reason = "every channel is needed" if all_alive else change.how.removeprefix(_WHOLE)
         widths_by_reason.setdefault(reason, {})[name] = change.before
     if not widths_by_reason:
         return []
@@ -97,12 +138,13 @@ def _groups_that_stay(changes: Mapping[str, GroupChange]) -> list[str]:
 
 def _folded(widths: Mapping[str, int], space: int) -> str:
     """List names with their width, those that differ in numbers alone as one, cut to about `space`."""
-    alike: dict[tuple[str, int], list[str]] = {}
+    by_width: dict[int, list[str]] = {}
     for name, width in widths.items():
-        alike.setdefault((re.sub(r"\d+", "#", name), width), []).append(name)
+        by_width.setdefault(width, []).append(name)
     items = [
-        f"{common_name(names)} ({'' if len(names) == 1 else f'{len(names)} of '}{width})"
-        for (_, width), names in alike.items()
+        f"{common_name(names)} ({'' if len(names) == 1 else f'{len(names)} x '}{width})"
+        for width, members in by_width.items()
+        for names in like_names(members)
     ]
     num_shown, length = 0, 0
     while num_shown < len(items) and (num_shown == 0 or length + len(items[num_shown]) <= space):
@@ -132,7 +174,8 @@ def near_zero_text(report: NearZeroReport) -> str:
 
 
 def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+    noun, space, rest = what.partition(" that ")
+    return f"{count:,} {noun}{'' if count == 1 else 's'}{space}{rest}"
 
 
 def _share(after: int, before: int) -> str:
