@@ -215,7 +215,6 @@ WRAPPED: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="open sizes are told per input, a forward with *args has one")
 @pytest.mark.parametrize("name", WRAPPED)
 def test_a_forward_that_takes_any_number_of_inputs_is_traced(name: str, x: Tensor) -> None:
     assert min(change.after for change in equal_result(WRAPPED[name](), x).report.widths.values()) == 2
