@@ -21,6 +21,7 @@ from ticket_export.shrink.exact import Shrunk, shrink
 # N images, C channels, T tokens; "s" stands for one to three axes of pixels
 
 STEPS: dict[str, tuple[float, Callable[[Draw], Step]]] = {**COMPUTED, **MOVES, **POOLS, **JOINS}
+FIRST = {kind: STEPS[kind] for kind in ("convolution", "linear", "embedding", "tokens from map")}
 BAR = 1e-9
 FAINT = 1e-6  # an output no larger than this is compared to this instead of to itself
 
@@ -95,7 +96,8 @@ def _drawn(seed: int, rng: random.Random) -> Drawn:
     wanted = draw.rng.randint(4, 8)
     with torch.no_grad():
         while len(steps) < wanted:
-            kind = draw.rng.choices(list(STEPS), [weight for weight, _ in STEPS.values()])[0]
+            table = STEPS if steps or draw.coin(0.2) else FIRST  # most networks begin with a layer
+            kind = draw.rng.choices(list(table), [weight for weight, _ in table.values()])[0]
             _take(draw, steps, kind, STEPS[kind][1])
         outputs = [_ended(draw, steps, len(draw.values) - 1)]
         if draw.rng.random() < 0.3:
@@ -143,21 +145,27 @@ def _take(draw: Draw, steps: list[Step], kind: str, propose: Callable[[Draw], St
 
 def _ended(draw: Draw, steps: list[Step], source: int) -> int:
     """Return where the output made from a value stands: behind a classifier, a last layer, or itself."""
-    for _ in range(draw.rng.randint(0, 2) if draw.rng.random() < 0.9 else 0):
-        taken = _take(draw, steps, "head", partial(_head, at=source))
-        source = source if taken is None else taken
-    return source
+    if draw.rng.random() < 0.1:
+        return source  # its channels are the output's and stay
+    if draw.values[source].layout == MAP and draw.coin():
+        flat = _take(draw, steps, "head", partial(_flat, at=source))
+        source = source if flat is None else flat
+    last = _take(draw, steps, "head", partial(_last, at=source))
+    return source if last is None else last
 
 
-def _head(draw: Draw, *, at: int) -> Step:
-    value = draw.values[at]
-    if value.layout == MAP and draw.coin(0.3):
+def _flat(draw: Draw, *, at: int) -> Step:
+    if draw.coin(0.3):
         return Step(nn.Flatten(1), (at,), FLAT)
-    if value.layout == MAP and draw.coin():
-        return Step(CONVOLUTIONS[value.rank](value.channels, 3, 1), (at,), MAP)
-    if value.layout == MAP:
-        return Step(Apply("mean of pixels", lambda x: x.flatten(2).mean(2)), (at,), FLAT)
-    return Step(nn.Linear(value.channels, 3), (at,), value.layout)
+    return Step(Apply("mean of pixels", lambda x: x.flatten(2).mean(2)), (at,), FLAT)
+
+
+def _last(draw: Draw, *, at: int) -> Step:
+    value = draw.values[at]
+    if value.layout != MAP:
+        return Step(nn.Linear(value.channels, 3), (at,), value.layout)
+    size = draw.rng.choice((1, 3))
+    return Step(CONVOLUTIONS[value.rank](value.channels, 3, size, padding=size // 2), (at,), MAP)
 
 
 # ---------------------------------------------------------------------- the check

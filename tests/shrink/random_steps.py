@@ -328,9 +328,9 @@ def gate(draw: Draw) -> Step:
 
 
 COMPUTED: dict[str, tuple[float, Callable[[Draw], Step]]] = {
-    "convolution": (12, convolution),
+    "convolution": (18, convolution),
     "transposed convolution": (2, transposed),
-    "linear": (5, linear),
+    "linear": (7, linear),
     "free product": (1, free_product),
     "linear over tokens": (0.5, token_linear),
     "attention": (4, attention),
@@ -342,7 +342,7 @@ COMPUTED: dict[str, tuple[float, Callable[[Draw], Step]]] = {
     "layer norm": (1.5, layer_norm),
     "group norm": (1.5, group_norm),
     "instance norm": (1, instance_norm),
-    "pointwise": (9, pointwise),
+    "pointwise": (8, pointwise),
     "prelu": (1, prelu),
     "softmax": (0.7, softmax),
     "glu": (1, glu),
