@@ -62,7 +62,7 @@ class ChannelClasses:
 
     def collapse(self, labels: Tensor, *, axis: int) -> Tensor:
         """Return one label per position on `axis`, after uniting all labels that share a position."""
-        lines = core(labels).movedim(axis, 0).reshape(core(labels).shape[axis], -1)
+        lines = core(labels).movedim(axis, 0).unsqueeze(-1).flatten(1)
         self.unite(lines, lines[:, :1])
         line = self.roots(lines[:, 0])
         return line.expand(labels.shape[axis])

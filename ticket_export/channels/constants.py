@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -107,6 +108,7 @@ class _Evaluator:
             (ops.FILLS, self._fill),
             ({"embedding"}, self._embedding),
             ({"glu"}, self._glu),
+            ({"prelu"}, self._prelu),
             (ops.POOLS, lambda node: known_pool(node, self.first(node))),
             (ops.REDUCTIONS, self._reduction),
             ({ATTENTION}, self._attention),
@@ -272,15 +274,31 @@ class _Evaluator:
         return known_attention(self.known(node.args[2]), concrete_shape(node))
 
     def _product(self, node: Node) -> Known | None:
-        if ops.op_name(node) in {EINSUM, "addmm"}:
+        if ops.op_name(node) == EINSUM:
+            operands = node.args[1]
+            assert isinstance(operands, list | tuple)
+            product: Callable[[Tensor, Tensor], Tensor] = partial(torch.einsum, str(node.args[0]))
+        elif ops.op_name(node) == "addmm":
             return None
-        a, b = (self.known(part) for part in node.args[:2] if isinstance(part, Node))
-        return known_product(a, b)
+        else:
+            operands, product = node.args[:2], torch.matmul
+        if len(operands) != 2:
+            return None
+        a, b = (self.known(part) for part in operands if isinstance(part, Node))
+        return known_product(a, b, product)
+
+    def _prelu(self, node: Node) -> Known:
+        source, slope_node = self.first(node), node.args[1]
+        assert isinstance(slope_node, Node)
+        slope = self.known(slope_node).value.reshape(1, -1, *([1] * (source.value.dim() - 2)))
+        return Known.of(torch.where(source.value > 0, source.value, source.value * slope), source.taint)
 
     def _reduction(self, node: Node) -> Known | tuple[Known, ...] | None:
         if len([n for n in node.all_input_nodes if n not in self.sizes]) > 1:
             return self._pointwise(node)  # max(a, b)
         source = self.first(node)
+        if not source.value.numel():
+            return None
         axes = ops.numbers(ops.argument(node, "dim")) or list(range(source.value.dim()))
         axes = sorted((axis % source.value.dim() for axis in axes), reverse=True)
         taint = core(source.taint)
@@ -342,13 +360,13 @@ class _Evaluator:
 
 def _lines(t: Tensor, axis: int) -> Tensor:
     stored = core(t).movedim(axis, 0)
-    return stored.reshape(stored.shape[0], -1).expand(t.shape[axis], -1)
+    return stored.unsqueeze(-1).flatten(1).expand(t.shape[axis], -1)
 
 
 def _taps(weight: Tensor, row_axis: int, column_axis: int) -> Tensor:
     """Return the weight as [O, I, kernel taps]."""
     moved = weight.movedim((row_axis, column_axis), (0, 1))
-    return moved.reshape(moved.shape[0], moved.shape[1], -1)
+    return moved.unsqueeze(-1).flatten(2)
 
 
 def _spread(value: Tensor, taint: Tensor, axis: int, shape: torch.Size) -> Known:

@@ -25,7 +25,6 @@ from ticket_export.channels.products import (
     EINSUM,
     PRODUCTS,
     Reading,
-    is_parameter,
     label_einsum,
     label_product,
     parameter_reading,
@@ -113,7 +112,7 @@ class _Labeller:
     # ------------------------------------------------------------------ contractions
 
     def _convolution(self, node: Node) -> Labels:
-        if not is_parameter(node.args[1]):
+        if not self.operands.is_weight(node.args[1]):
             return self._unknown(node)
         is_padded = ops.adds_zeros(node)
         if ops.argument(node, "groups") > 1:
@@ -121,7 +120,7 @@ class _Labeller:
         return self._contraction(node, _weight_first(node, rows=0, axis=1, is_padded=is_padded))
 
     def _transposed_convolution(self, node: Node) -> Labels:
-        if not is_parameter(node.args[1]):
+        if not self.operands.is_weight(node.args[1]):
             return self._unknown(node)
         groups = ops.argument(node, "groups")
         if groups == 1:  # its border sees fewer taps, as if zeros were added
@@ -161,7 +160,7 @@ class _Labeller:
         return _spread(rows, axis=1, shape=concrete_shape(node))
 
     def _linear(self, node: Node) -> Labels:
-        if not is_parameter(node.args[1]):
+        if not self.operands.is_weight(node.args[1]):
             return self._unknown(node)
         return self._contraction(node, _weight_first(node, rows=0, axis=-1))
 
@@ -217,7 +216,7 @@ class _Labeller:
 
     def _embedding(self, node: Node) -> Labels:
         table = node.args[0]
-        if not is_parameter(table):
+        if not self.operands.is_weight(table):
             return self._unknown(node)
         assert isinstance(table, Node)
         name = str(table.target)
@@ -272,6 +271,8 @@ class _Labeller:
         if len([n for n in node.all_input_nodes if n not in self.operands.numbers]) > 1:
             return self._pointwise(node)  # max(a, b)
         labels = self.operands.first(node)
+        if not labels.numel():
+            return self._unknown(node)
         named = ops.numbers(ops.argument(node, "dim")) or list(range(labels.dim()))
         axes = [axis % labels.dim() for axis in named]
         keeps_axes = bool(ops.argument(node, "keepdim"))

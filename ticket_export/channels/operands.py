@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from ticket_export.channels.classes import FIXED, FREE
 from ticket_export.channels.labelled import LabelledGraph
+from ticket_export.channels.products import is_parameter
 
 
 class Operands:
@@ -42,6 +43,10 @@ class Operands:
         labels = self._graph.values[node]
         parts = labels if isinstance(labels, tuple) else (labels,)
         return tuple(self._graph.classes.roots(part) for part in parts)
+
+    def is_weight(self, argument: object) -> bool:
+        """Return whether an argument is a parameter or buffer of real numbers, not something computed."""
+        return is_parameter(argument) and str(argument.target) in self._sliceable  # type: ignore[attr-defined]
 
     def first(self, node: Node) -> Tensor:
         """Return the labels of the node's first argument."""

@@ -6,6 +6,8 @@ class: a head goes as a whole, when nothing reads it or when what it emits is co
 
 from __future__ import annotations
 
+import string
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,12 +70,21 @@ def parameter_reading(node: Node, trace: Trace) -> Reading | None:
 
 
 def _einsum_reading(node: Node, trace: Trace) -> Reading | None:
-    inputs, _, output = str(node.args[0]).replace(" ", "").partition("->")
-    terms, operands = inputs.split(","), list(node.args[1])  # type: ignore[arg-type]
+    operands = list(node.args[1])  # type: ignore[arg-type]
+    spelt = _terms(
+        str(node.args[0]),
+        [
+            operand.meta["val"].dim() if "val" in operand.meta else trace.tensor(str(operand.target)).dim()
+            for operand in operands
+        ],
+    )
+    if spelt is None:
+        return None
+    terms, output = spelt
     if is_parameter(operands[0]):
         terms, operands = terms[::-1], operands[::-1]
     source, weight = operands
-    if not _is_matrix(weight, trace) or is_parameter(source) or "." in inputs or len(terms) != 2:
+    if not _is_matrix(weight, trace) or is_parameter(source):
         return None
     rows = [letter for letter in terms[1] if letter in output and letter not in terms[0]]
     columns = [letter for letter in terms[1] if letter in terms[0] and letter not in output]
@@ -90,7 +101,28 @@ def _einsum_reading(node: Node, trace: Trace) -> Reading | None:
 
 
 def _is_matrix(argument: object, trace: Trace) -> bool:
-    return is_parameter(argument) and trace.tensor(str(argument.target)).dim() == 2  # type: ignore[attr-defined]
+    if not isinstance(argument, Node) or argument.op != "get_attr":
+        return False
+    tensor = trace.tensor(str(argument.target))
+    return tensor.dim() == 2 and tensor.is_floating_point()
+
+
+def _terms(equation: str, num_axes: Sequence[int]) -> tuple[list[str], str] | None:
+    """Return the letters of each factor and of the result, an ellipsis spelt out in capital letters."""
+    inputs, _, output = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if "->" not in equation or len(terms) != len(num_axes):
+        return None
+    spare = [letter for letter in string.ascii_uppercase if letter not in equation]
+    widest = ""
+    for position, (term, count) in enumerate(zip(terms, num_axes, strict=True)):
+        if "..." in term:
+            hidden = "".join(spare[: count - len(term) + 3][::-1])  # aligned from the right
+            terms[position] = term.replace("...", hidden)
+            widest = max(widest, hidden, key=len)
+    if any(len(set(term)) < len(term) for term in terms):
+        return None
+    return terms, output.replace("...", widest)
 
 
 def label_einsum(
@@ -102,12 +134,12 @@ def label_einsum(
     or spread over, so what they hold together goes as a whole.
 
     Returns:
-        None for an equation with an ellipsis or a repeated letter.
+        None for an equation without a result or with a repeated letter.
     """
-    inputs, _, output = equation.replace(" ", "").partition("->")
-    terms = inputs.split(",")
-    if "." in equation or "->" not in equation or any(len(set(term)) < len(term) for term in terms):
+    spelt = _terms(equation, [labels.dim() for labels in factors])
+    if spelt is None:
         return None
+    terms, output = spelt
     shared = [letter for letter in output if all(letter in term for term in terms)]
     heads: list[Tensor] = []
     for term, labels in zip(terms, factors, strict=True):
@@ -154,12 +186,18 @@ def label_product(classes: ChannelClasses, factors: list[Tensor], shape: torch.S
     return classes.roots(joined[..., None]).expand(shape)
 
 
-def known_product(a: Known, b: Known) -> Known:
-    """Return a product's known values: an exactly zero factor cancels what it meets."""
-    reads_b = (b.value != 0) | b.taint
-    reads_a = (a.value != 0) | a.taint
-    met = a.taint.double() @ reads_b.double() + reads_a.double() @ b.taint.double()
-    return Known.of(a.value @ b.value, met > 0)
+def known_product(a: Known, b: Known, product: Callable[[Tensor, Tensor], Tensor]) -> Known:
+    """Return a product's known values: an exactly zero factor cancels what it meets.
+
+    A sum that is not zero may count places, and then changes with the resolution: only zeros are known.
+
+    Args:
+        a: the first factor.
+        b: the second.
+        product: of two tensors of their shapes, linear in both.
+    """
+    reads_a, reads_b = ((factor.value != 0) | factor.taint for factor in (a, b))
+    return Known.of(torch.zeros(()), product(reads_a.double(), reads_b.double()) != 0)
 
 
 def known_attention(v: Known, shape: torch.Size) -> Known:

@@ -61,6 +61,10 @@ def example_tuple(example_inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ..
     Raises:
         ShrinkError: an input is no tensor, or has no batch axis.
     """
+    if not isinstance(example_inputs, Tensor | Sequence):
+        raise ShrinkError(
+            f"example_inputs is a {type(example_inputs).__name__}", hint="pass a tensor or a tuple of tensors"
+        )
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     if not inputs:
         raise ShrinkError(
@@ -70,6 +74,10 @@ def example_tuple(example_inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ..
     for position, value in enumerate(inputs):
         if not isinstance(value, Tensor):
             raise ShrinkError(f"example_inputs[{position}] is a {type(value).__name__}, no tensor")
+        if value.layout != torch.strided:
+            raise ShrinkError(
+                f"example_inputs[{position}] is {value.layout}: it must be dense", hint="x.to_dense()"
+            )
         if value.dim() == 0 or value.shape[0] == 0:
             raise ShrinkError(
                 f"example_inputs[{position}] has shape {tuple(value.shape)}: "
@@ -99,11 +107,11 @@ def trace(
         x if x.shape[0] > 1 else x.expand(2, *x.shape[1:]).clone() for x in example_tuple(example_inputs)
     )
     frozen = copy.deepcopy(model).eval()
-    dims = _nested_as_arguments(frozen, [_dynamic_axes(x, dynamic_size=dynamic_size) for x in inputs])
+    dims = [_dynamic_axes(x, dynamic_size=dynamic_size) for x in inputs]
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):  # torch prints its unfinished graph there
-            program = _exported(frozen, inputs, dims)
+            program = _exported(frozen, inputs, _nested_as_arguments(frozen, dims))
     except Exception as error:  # torch.export raises many kinds; every one means "not traceable"
         raise _untraceable(model, inputs, error, told.getvalue()) from error
     module = program.module(check_guards=False)

@@ -25,7 +25,8 @@ def relative_error(result: Tensor, reference: Tensor) -> float:
     """
     if result.shape != reference.shape:
         return float("inf")
-    result, reference = result.detach().double(), reference.detach().double()
+    wide = torch.complex128 if result.is_complex() or reference.is_complex() else torch.float64
+    result, reference = result.detach().to(wide), reference.detach().to(wide)
     if not torch.isfinite(result).all() or not torch.isfinite(reference).all():
         return float("inf")
     if result.numel() == 0:
@@ -73,6 +74,17 @@ def check_equal(
                     f"allowed {tolerance:.3g}; nothing was written"
                 )
     return worst
+
+
+def accepts_batch(model: nn.Module, inputs: Sequence[Tensor], batch: int) -> bool:
+    """Return whether the model runs on inputs like these with another batch."""
+    trial = tuple(_random(x, (batch, *x.shape[1:]), batch) for x in inputs)
+    with evaluating(model), torch.no_grad():
+        try:
+            model(*trial)
+        except FORWARD_ERRORS:
+            return False
+    return True
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,11 +18,12 @@ from ticket_export.channels.trace import Trace, example_tuple, trace
 from ticket_export.errors import DivergedError, ShrinkError
 from ticket_export.shrink.account import ShrinkReport, account
 from ticket_export.shrink.divergence import first_difference
-from ticket_export.shrink.equivalence import FORWARD_ERRORS, check_equal
+from ticket_export.shrink.equivalence import FORWARD_ERRORS, accepts_batch, check_equal
 from ticket_export.shrink.fold import FoldedTensors, fold_constants
+from ticket_export.shrink.given import check_given, check_runs, main_dtype
 from ticket_export.shrink.graph_edits import RefusedEditError
 from ticket_export.shrink.graph_form import constant_name, constant_operands, graph_form, may_open_sizes
-from ticket_export.shrink.permanent import with_plain_parameters
+from ticket_export.shrink.permanent import plain_copy
 from ticket_export.shrink.plan import Plan, plan_from_kept
 from ticket_export.shrink.removable import Decision, Sink, decide, has_dead_layer, sinks_of
 from ticket_export.shrink.surgery import live_stream_rows, model_from_plan
@@ -82,16 +82,16 @@ def shrink(
     """
     inputs = example_tuple(example_inputs)
     options = _Options(round_to=round_to, residual=residual, padded_constants=padded_constants)
-    _check_arguments(model, inputs, options, tolerance)
+    _check_options(options, tolerance)
+    check_given(model, inputs)
     device = inputs[0].device
     # the analysis is small tensors and float64 sums: the processor's work, wherever the model is
-    home = model if device.type == "cpu" else copy.deepcopy(model).cpu()
-    inputs = tuple(x.cpu() for x in inputs)
-    dense = with_plain_parameters(home)
+    dense = plain_copy(model)
+    if device.type != "cpu":
+        dense, inputs = dense.cpu(), tuple(x.cpu() for x in inputs)
     if mask is not None:
-        dense = copy.deepcopy(dense)
         zero_dropped(dense, groups_from_labels(label(trace(dense, inputs))), mask)
-    if _dtype(model) == torch.float64:
+    if main_dtype(model) == torch.float64:
         tolerance = min(tolerance, FLOAT64_TOLERANCE)
     shrunk = _shrunk(dense, inputs, options, tolerance)
     return shrunk if device.type == "cpu" else replace(shrunk, model=shrunk.model.to(device))
@@ -104,7 +104,7 @@ class _Options:
     padded_constants: str
 
 
-def _check_arguments(model: nn.Module, inputs: Sequence[Tensor], options: _Options, tolerance: float) -> None:
+def _check_options(options: _Options, tolerance: float) -> None:
     if options.round_to < 1:
         raise ShrinkError(f"round_to is {options.round_to}", hint="pass 1 for no rounding, or 8, 16, 32")
     for name, value, modes in (
@@ -115,29 +115,14 @@ def _check_arguments(model: nn.Module, inputs: Sequence[Tensor], options: _Optio
             raise ShrinkError(f"{name} is {value!r}", hint=f"the modes are {', '.join(modes)}")
     if not 0 < tolerance < 1:
         raise ShrinkError(f"tolerance is {tolerance}", hint="it is a relative error, e.g. 1e-5")
-    dtype = _dtype(model)
-    if dtype not in (torch.float32, torch.float64):
-        raise ShrinkError(
-            f"the model is in {dtype}", hint="shrink it in float32 (model.float()) and convert the result"
-        )
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ShrinkError(
-                f"{name!r} holds a value that is not finite", hint="check the training run or the file"
-            )
-    device = next(iter(model.parameters()), torch.zeros(())).device
-    for position, x in enumerate(inputs):
-        if x.device != device:
-            raise ShrinkError(f"example_inputs[{position}] is on {x.device}, the model on {device}")
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _shrunk(dense: nn.Module, inputs: tuple[Tensor, ...], options: _Options, tolerance: float) -> Shrunk:
     """Return the proven result; what the graph form cannot express is kept, and all is decided again."""
     traced = trace(dense, inputs)
+    check_runs(dense, inputs)
+    if traced.dynamic_batch and not accepts_batch(dense, inputs, 3):
+        traced = replace(traced, dynamic_batch=False)
     refused: dict[tuple[str, int], str] = {}
     while True:
         analysis = _analysed(traced, options, refused)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from ticket_export.channels.trace import example_tuple
 from ticket_export.errors import ShrinkError
 from ticket_export.seeds import stream
 from ticket_export.shrink.equivalence import FORWARD_ERRORS, evaluating, relative_error
-from ticket_export.shrink.permanent import with_plain_parameters
+from ticket_export.shrink.permanent import plain_copy
 
 NUM_SAMPLES = 8  # enough to see a wrong threshold; only labelled images tell what it costs
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -112,8 +111,7 @@ def zero_below(model: nn.Module, example_inputs: Tensor | Sequence[Tensor], thre
         raise ShrinkError(
             f"the threshold of nearly zero channels is {threshold}", hint="0 or a small number, such as 1e-6"
         )
-    zeroed = with_plain_parameters(model)
-    zeroed = copy.deepcopy(zeroed) if zeroed is model else zeroed
+    zeroed = plain_copy(model)
     with torch.no_grad():
         changes = [_zero(*channels, threshold) for channels in _channels(zeroed)]
     tensors = tuple(change for change in changes if change.num_zeroed)

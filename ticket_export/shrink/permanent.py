@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import copy
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 
-def with_plain_parameters(model: nn.Module) -> nn.Module:
-    """Return the model itself, or a copy in which every computed weight is the parameter it computes to.
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Return a copy in which every computed weight is the parameter it computes to; the function is the same.
 
-    `torch.nn.utils.prune` keeps `weight_orig` and a mask, a parametrisation computes the weight in each
-    forward; channels are then hidden behind a product. The function is unchanged.
+    `torch.nn.utils.prune` and the older `weight_norm` keep a weight's parts and write the weight before each
+    forward, a parametrisation computes it in each forward; channels are then hidden behind a product.
     """
-    if not any(_is_computed(module) for module in model.modules()):
-        return model
-    plain = copy.deepcopy(model)
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor)
+        and not value.is_leaf  # torch refuses to copy what has a gradient's history
+    }
+    plain = copy.deepcopy(model, computed)
     for module in plain.modules():
-        for name in _pruned_names(module):
-            prune.remove(module, name)  # type: ignore[no-untyped-call]
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
+            elif isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
         if parametrize.is_parametrized(module):
             _make_plain(module)
     return plain
@@ -33,12 +42,3 @@ def _make_plain(module: nn.Module) -> None:
     del module._modules["parametrizations"]
     for name, value in values.items():
         module.register_parameter(name, nn.Parameter(value))
-
-
-def _is_computed(module: nn.Module) -> bool:
-    return bool(_pruned_names(module)) or parametrize.is_parametrized(module)
-
-
-def _pruned_names(module: nn.Module) -> list[str]:
-    hooks = module._forward_pre_hooks.values()
-    return [hook._tensor_name for hook in hooks if isinstance(hook, prune.BasePruningMethod)]
