@@ -75,7 +75,6 @@ class BufferIndex(nn.Module):
         return self.conv(picked)
 
 
-@pytest.mark.xfail(strict=True, reason="an index that no channel joins counts as dead")
 @pytest.mark.parametrize("how", ["index", "index_select"])
 def test_an_index_that_is_a_buffer_is_no_channel(how: str) -> None:
     small = check(BufferIndex(how).double().eval(), images()).shrunk.model
@@ -96,14 +95,12 @@ class Unused(nn.Module):
         return self.last(self.norm(x))
 
 
-@pytest.mark.xfail(strict=True, reason="the graph form keeps the number of groups of a norm")
 def test_a_norm_in_groups_loses_a_group_in_the_graph_form() -> None:
     net = Unused().double().eval()
     net.first.weight.data[:2] = 0.0
     assert check(net, images()).shrunk.plan.kept["first.weight"][0] == (2, 3)
 
 
-@pytest.mark.xfail(strict=True, reason="the rows of a grouped transposed convolution are not its first axis")
 def test_a_transposed_convolution_with_a_group_per_channel_widens_exactly() -> None:
     net = nn.Sequential(nn.ConvTranspose2d(3, 6, 2, groups=3), nn.Conv2d(6, 2, 1)).double().eval()
     assert check(net, images()).shrunk.model[0].weight.shape == (3, 2, 2, 2)
@@ -120,6 +117,22 @@ class AnyInputs(nn.Module):
         return self.conv(images_NCHW[0])
 
 
-@pytest.mark.xfail(strict=True, reason="the open batch of a starred argument is not described to the tracer")
 def test_a_forward_may_star_its_inputs() -> None:
     assert check(AnyInputs().double().eval(), images()).error <= BAR
+
+
+class Gram(nn.Module):
+    """Tokens times themselves, in one einsum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(5, 2)
+
+    def forward(self, x_NTC: Tensor) -> Tensor:
+        x = self.first(x_NTC)
+        return self.last(torch.einsum("nic,njc->nij", x, x))
+
+
+@pytest.mark.xfail(strict=True, reason="an operand that stands twice is counted once")
+def test_an_einsum_of_a_tensor_with_itself_is_exact() -> None:
+    assert check(Gram().double().eval(), images(5, 3)).error <= BAR

@@ -224,11 +224,6 @@ CASES = {
 NOT_YET = {
     "prelu per channel": "no constants go through prelu",
     "prelu shared": "no constants go through prelu",
-    "channel shuffle": "the graph form keeps the number of groups of a channel shuffle",
-    "every second": "the graph form has no slices with gaps",
-    "every second, gap": "the graph form has no slices with gaps",
-    "unbind": "the graph form has no unbind",
-    "index list": "the graph form cannot name the index",
 }
 
 

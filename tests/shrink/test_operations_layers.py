@@ -315,7 +315,6 @@ def test_several_inputs_and_outputs_are_kept_and_what_is_dead_between_them_goes(
     assert joined(join, "a", num_inputs=2, **layers) == 16 + 10 + 10
 
 
-@pytest.mark.xfail(strict=True, reason="a layer without a live channel keeps one")
 def test_a_block_that_adds_nothing_goes_whole() -> None:
     def join(x: Tensor, a: nn.Module, b: nn.Module, c: nn.Module, d: nn.Module) -> Tensor:
         x = a(x)
