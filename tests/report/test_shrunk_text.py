@@ -15,6 +15,10 @@ from ticket_export.shrink.exact import shrink
 from ticket_export.shrink.near_zero import NearZeroReport, Zeroed
 
 
+def _change(before: int, after: int, how: str) -> GroupChange:
+    return GroupChange(before=before, after=after, how=how)
+
+
 @pytest.fixture
 def report() -> ShrinkReport:
     halved = GroupChange(
@@ -26,6 +30,10 @@ def report() -> ShrinkReport:
     widths: Mapping[str, GroupChange] = {
         **{f"layer1.{block}.conv1": halved for block in range(12)},
         "layer1.12.conv1": other,
+        **{
+            f"layer2.{block}.conv1": _change(128, 64, f"{60 - block} dead, {4 + block} constant")
+            for block in (0, 7, 3)
+        },
         "layer1.0.conv3": whole,
         "layer1.1.conv3": whole,
         "stem": GroupChange(before=64, after=64, how="64 alive"),
@@ -57,6 +65,13 @@ def test_groups_alike_but_for_their_numbers_share_a_line(report: ShrinkReport) -
     assert ["layer1.*.conv1", "x12", "64", "33", "31", "constant,"] in [row[:6] for row in rows]
     assert ["layer1.12.conv1", "64", "34", "30", "dead,"] in [row[:5] for row in rows]
     assert sum(row[:1] == ["layer1.*.conv1"] for row in rows) == 1
+
+
+def test_numbers_of_groups_on_one_line_become_spans(report: ShrinkReport) -> None:
+    rows = _rows(shrunk_text(report))
+    assert ["layer2.*.conv1", "x3", "128", "64", "53-60", "dead,", "4-11", "constant"] in rows
+    alone = [row for row in _rows(shrunk_text(report, every_group=True)) if row[:1] == ["layer2.7.conv1"]]
+    assert alone == [["layer2.7.conv1", "128", "64", "53", "dead,", "11", "constant"]]
 
 
 def test_groups_that_stay_are_listed_by_their_reason(report: ShrinkReport) -> None:

@@ -71,20 +71,40 @@ def _costs(report: ShrinkReport) -> str:
 def _changed_groups(changes: Mapping[str, GroupChange], *, merged: bool) -> str:
     alike: dict[tuple[int, int, str], list[str]] = {}
     for name, change in changes.items():
-        alike.setdefault((change.before, change.after, change.how), []).append(name)
-    places = {name: place for place, name in enumerate(changes)}
+        how = re.sub(r"\d+", "#", change.how)
+        alike.setdefault((change.before, change.after, how), []).append(name)
     lines = [
-        (names, change)
-        for change, members in alike.items()
+        (names, before, after)
+        for (before, after, _), members in alike.items()
         for names in (like_names(members) if merged else [[name] for name in members])
     ]
+    places = {name: place for place, name in enumerate(changes)}
     rows = [
-        (common_name(names), f"x{len(names)}" if len(names) > 1 else "", *change)
-        for names, change in sorted(lines, key=lambda line: places[line[0][0]])
+        (
+            common_name(names),
+            f"x{len(names)}" if len(names) > 1 else "",
+            before,
+            after,
+            _spanned([changes[name].how for name in names]),
+        )
+        for names, before, after in sorted(lines, key=lambda line: places[line[0][0]])
     ]
     if not any(row[1] for row in rows):
         return text_table(("group", "before", "after", "how"), [(row[0], *row[2:]) for row in rows])
     return text_table(("group", "", "before", "after", "how"), rows)
+
+
+def _spanned(texts: Sequence[str]) -> str:
+    """Return texts that differ in numbers alone as one: `10-22 dead, 32 alive`."""
+    pieces = [re.split(r"(\d+)", text) for text in texts]
+    spans = []
+    for place, same in enumerate(zip(*pieces, strict=True)):
+        if place % 2:
+            low, high = min(map(int, same)), max(map(int, same))
+            spans.append(str(low) if low == high else f"{low}-{high}")
+        else:
+            spans.append(same[0])
+    return "".join(spans)
 
 
 def like_names(names: Sequence[str]) -> list[list[str]]:
