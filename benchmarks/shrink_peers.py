@@ -13,6 +13,8 @@ import argparse
 import datetime
 import inspect
 import json
+import os
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -91,6 +93,31 @@ def _listed(text: str) -> str:
     return "\n".join(f"- {line}" for line in text.splitlines())
 
 
+class Clock:
+    """Counts the cells of this run, and the cores that were busy with other work meanwhile."""
+
+    def __init__(self) -> None:
+        self.meter, self.start_s, self.num_cells = LoadMeter(), time.perf_counter(), 0
+        self.start_of_children_s = self._children_s()
+
+    @staticmethod
+    def _children_s() -> float:
+        times = os.times()
+        return times.children_user + times.children_system
+
+    def run(self, command: str) -> dict[str, Any]:  # Any: JSON
+        """Return what to tell of this run, one cell later."""
+        self.num_cells += 1
+        other_cores = self.meter.stop().other_cores  # the cells run in children, which it takes for others
+        cells = (self._children_s() - self.start_of_children_s) / (time.perf_counter() - self.start_s)
+        return {
+            "command": command,
+            "ended": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+            "num_cells": self.num_cells,
+            "other_cores": None if other_cores is None else max(other_cores - cells, 0.0),
+        }
+
+
 def opened(stem: Path) -> dict[str, Any]:  # Any: JSON
     """Return the document of earlier runs, or an empty one."""
     path = stem.with_name(f"{stem.name}.json")
@@ -116,7 +143,8 @@ def main() -> None:
     torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
     stem = given.out / f"shrink_peers_{given.machine}_{datetime.datetime.now(datetime.UTC):%Y-%m}"
-    document, meter, num_cells = opened(stem), LoadMeter(), 0
+    document, clock = opened(stem), Clock()
+    runs = document["runs"]
     cell_by_place = {(cell["network"], cell["mask"], cell["tool"]): cell for cell in document["cells"]}
     for network in given.only_network:
         for mask in given.only_mask:
@@ -125,21 +153,12 @@ def main() -> None:
                 if place in cell_by_place and not given.force:
                     continue
                 cell_by_place[place] = run_cell(tool, network, mask, limit_s=given.limit)
-                num_cells += 1
                 document["cells"] = list(cell_by_place.values())
+                document["runs"] = [*runs, clock.run(_command(given, parser))]
                 written(document, stem)
                 print(
                     *place, cell_by_place[place].get("rel_error", cell_by_place[place]["outcome"]), flush=True
                 )
-    if num_cells:
-        document["runs"].append(
-            {
-                "command": _command(given, parser),
-                "ended": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
-                "num_cells": num_cells,
-                "other_cores": meter.stop().other_cores,
-            }
-        )
     print(written(document, stem))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,9 +73,12 @@ def built(name: str, seed: int = 0) -> nn.Module:
                 nn.init.uniform_(parameter, 0.5, 1.5)
             if key.endswith("class_token"):
                 nn.init.normal_(parameter, std=0.1)
-        layers = [module for module in model.modules() if isinstance(module, LAYERS)]
-        if not layers[-1].weight.any():  # the head of a fresh vision transformer
-            nn.init.normal_(layers[-1].weight, std=0.05)
+        head = [module for module in model.modules() if isinstance(module, LAYERS)][-1]
+        usual_std = head.weight[0].numel() ** -0.5
+        if (
+            head.weight.std() < 0.3 * usual_std
+        ):  # zero in a fresh ViT, 0.01 in SqueezeNet: its bias would rule
+            nn.init.normal_(head.weight, std=usual_std)
     return model.eval()
 
 
@@ -88,9 +91,11 @@ def calibrate(model: nn.Module, size: int) -> nn.Module:
     """Give every norm the statistics of one batch; channels without variance get some at random.
 
     It is done after masking, so that signals reach the output of a deep network with three quarters of its
-    channels dead.
+    channels dead. In a network without norms the convolutions are scaled instead.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not any(isinstance(module, nn.BatchNorm2d | nn.LayerNorm) for module in model.modules()):
+        _scale_convolutions(model, size)
     for norm in norms:
         norm.momentum = 1.0
         norm.train()
@@ -106,7 +111,20 @@ def calibrate(model: nn.Module, size: int) -> nn.Module:
     return model.eval()
 
 
-Drop = Callable[[int], Tensor]
+def _scale_convolutions(model: nn.Module, size: int) -> None:
+    """Scale each weight so that what its layer adds to its bias differs by 1 from image to image."""
+
+    def scale(layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        bias = layer.bias[:, None, None]
+        factor = 1.0 / (output - output.mean(0)).std()
+        layer.weight *= factor
+        return (output - bias) * factor + bias
+
+    handles = [m.register_forward_hook(scale) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    with torch.no_grad():
+        model(images(CALIBRATION_IMAGES, size, 1))
+    for handle in handles:
+        handle.remove()
 
 
 def half(count: int) -> Tensor:
