@@ -39,19 +39,29 @@ def count_costs(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> 
 
     Args:
         model: the network; its training mode is restored.
-        example_inputs: a tensor or a tuple of tensors; only the first image of the batch is used.
+        example_inputs: a tensor or a tuple of tensors; one image of the batch is used, or all where the
+            forward fixes the batch.
     """
-    inputs = tuple(x[:1] for x in example_tuple(example_inputs))
+    inputs = example_tuple(example_inputs)
     was_training = {module: module.training for module in model.modules()}
-    counter = _MacCounter()
+    model.eval()
     try:
-        with torch.no_grad(), counter:
-            model.eval()(*inputs)
+        try:
+            counter, num_images = _counted(model, tuple(x[:1] for x in inputs)), 1
+        except (RuntimeError, ValueError):  # its forward fixes the batch
+            counter, num_images = _counted(model, inputs), len(inputs[0])
     finally:
         for module, training in was_training.items():
             module.training = training
     params = sum(parameter.numel() for parameter in model.parameters())
-    return Costs(params=params, macs=counter.macs, not_counted=dict(counter.not_counted))
+    return Costs(params=params, macs=counter.macs // num_images, not_counted=dict(counter.not_counted))
+
+
+def _counted(model: nn.Module, inputs: Sequence[Tensor]) -> _MacCounter:
+    counter = _MacCounter()
+    with torch.no_grad(), counter:
+        model(*inputs)
+    return counter
 
 
 class _MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
