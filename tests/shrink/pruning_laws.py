@@ -149,7 +149,8 @@ def _draw_trivial(net: nn.Module, generator: Generator) -> None:
             fan_in = max(1, parameter[0].numel())
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
         elif first == 0 and parameter.numel() > 1:
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+            # mostly above zero: a deep chain of activations that cut half away amplifies rounding past 1e-5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2 + 0.3)
         else:
             parameter.copy_(torch.rand(parameter.shape, generator=generator) * 0.5 + 0.25)
 
