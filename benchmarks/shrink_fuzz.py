@@ -45,9 +45,10 @@ def facts_of(seed: int) -> Row:
     start_s = time.perf_counter()
     drawn = random_network(seed)
     row: Row = {"seed": seed, "kinds": list(drawn.kinds), "num_params": _num_params(drawn.net)}
+    row["options"] = drawn.options
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # torch prints the graph of a failing forward there
-            outcome = check(drawn.net, drawn.inputs, seed=seed)
+            outcome = check(drawn.net, drawn.inputs, seed=seed, **drawn.options)
     except Exception as error:
         row |= {"status": "failed", "error": _words(error), "network": drawn.words()}
     else:
@@ -60,6 +61,8 @@ def facts_of(seed: int) -> Row:
             "num_params_small": report.params,
             "num_folds": report.num_folds,
             "num_carriers": report.num_carriers,
+            "num_terms": report.num_terms,
+            "open_size": report.open_size,
             "unknown_ops": list(report.unknown_ops),
         }
     row["wall_s"] = round(time.perf_counter() - start_s, 4)
@@ -149,6 +152,9 @@ def summary(rows: list[Row], at_commit: str, command: str) -> Row:
         "params_small": sum(row["num_params_small"] for row in exact),
         "num_with_folds": sum(row["num_folds"] > 0 for row in exact),
         "num_with_carriers": sum(row["num_carriers"] > 0 for row in exact),
+        "num_with_terms": sum(row["num_terms"] > 0 for row in exact),
+        "num_with_one_size": sum(not row["open_size"] for row in exact),
+        "options": dict(Counter(f"{k}={v}" for row in rows for k, v in row["options"].items())),
         "unknown_ops": dict(Counter(name for row in exact for name in row["unknown_ops"])),
         "layers": {kind: [kinds[kind], containing[kind]] for kind, _ in kinds.most_common()},
         "wall_s": {"sum": round(sum(walls_s), 1), "median": statistics.median(walls_s), "max": max(walls_s)},
@@ -176,7 +182,10 @@ def page(facts: Row) -> str:
         "- Form: " + ", ".join(f"{form} {count:,}" for form, count in facts["forms"].items()),
         f"- {facts['num_smaller']:,} networks became smaller; all together {facts['params_dense']:,} -> "
         f"{facts['params_small']:,} parameters; {facts['num_with_folds']:,} with folded constants, "
-        f"{facts['num_with_carriers']:,} with a carrier",
+        f"{facts['num_with_carriers']:,} with a carrier, {facts['num_with_terms']:,} with an added term",
+        "- Options of the shrink: none but in "
+        + ", ".join(f"{count:,} `{option}`" for option, count in sorted(facts["options"].items())),
+        f"- {facts['num_with_one_size']:,} results say that they take the given height and width alone",
         f"- Seconds per network: median {facts['wall_s']['median']:.2f}, "
         f"largest {facts['wall_s']['max']:.1f}, {facts['wall_s']['sum'] / 60:.0f} minutes in all",
         "- Operations the analysis does not know (their channels stay): "

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from random_layers import Apply, fill
@@ -49,6 +50,7 @@ class Drawn:
 
     Attributes:
         seed: what gives it again.
+        options: of the shrink; none for most networks.
         kinds: the kind of every layer, in order; the number of inputs and outputs among them.
     """
 
@@ -56,11 +58,13 @@ class Drawn:
     net: Network
     inputs: tuple[Tensor, ...]
     kinds: tuple[str, ...]
+    options: dict[str, Any]  # Any: keywords of `shrink`
 
     def words(self) -> str:
         """Return one line per layer: its kind, what it reads, and its arguments."""
         first = len(self.inputs)
-        lines = [f"seed {self.seed}, inputs {[tuple(x.shape) for x in self.inputs]}"]
+        shapes = [tuple(x.shape) for x in self.inputs]
+        lines = [f"seed {self.seed}, inputs {shapes}, options {self.options}"]
         for position, (layer, sources) in enumerate(zip(self.net.layers, self.net.sources, strict=True)):
             text = " ".join(repr(layer).split())
             lines.append(f"  {first + position} = {self.kinds[position]} {sources}: {text}")
@@ -105,7 +109,24 @@ def _drawn(seed: int, rng: random.Random) -> Drawn:
     kinds = [step.kind for step in steps]
     kinds += ["several inputs"] * (len(inputs) > 1) + ["several outputs"] * (len(set(outputs)) > 1)
     net = Network(steps, outputs).double().eval()
-    return Drawn(seed=seed, net=net, inputs=tuple(value.x for value in inputs), kinds=tuple(kinds))
+    return Drawn(
+        seed=seed,
+        net=net,
+        inputs=tuple(value.x for value in inputs),
+        kinds=tuple(kinds),
+        options=_options(draw),
+    )
+
+
+def _options(draw: Draw) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if draw.coin(0.2):
+        options["round_to"] = draw.rng.choice((2, 4))
+    if draw.coin(0.15):
+        options["residual"] = "index"
+    if draw.coin(0.3):
+        options["padded_constants"] = draw.rng.choice(("carrier", "term"))
+    return options
 
 
 def _inputs(draw: Draw) -> list[Value]:
@@ -171,7 +192,7 @@ def _last(draw: Draw, *, at: int) -> Step:
 # ---------------------------------------------------------------------- the check
 
 
-def check(net: nn.Module, inputs: tuple[Tensor, ...], *, seed: int = 0) -> Outcome:
+def check(net: nn.Module, inputs: tuple[Tensor, ...], *, seed: int = 0, **options: Any) -> Outcome:
     """Shrink a network in float64 and return the largest error on inputs that the shrink has not seen.
 
     Raises:
@@ -179,10 +200,10 @@ def check(net: nn.Module, inputs: tuple[Tensor, ...], *, seed: int = 0) -> Outco
         Whatever the shrink raises: a random network is valid, so none of that is expected.
     """
     before = copy.deepcopy(net.state_dict())
-    shrunk = shrink(net, inputs)
+    shrunk = shrink(net, inputs, **options)
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, before[name]), f"{name} of the given network was changed"
-    trials = fresh_inputs(net, inputs, seed)
+    trials = fresh_inputs(net, inputs, seed, open_size=shrunk.report.open_size)
     worst = max(error_on(trial, shrunk.model, net) for trial in trials)
     assert worst <= BAR, f"relative error {worst:.3g} in the {shrunk.report.form} form"
     count, allowed = num_params(shrunk.model), num_params(net) + _new_biases(shrunk)
@@ -191,11 +212,13 @@ def check(net: nn.Module, inputs: tuple[Tensor, ...], *, seed: int = 0) -> Outco
     return Outcome(error=worst, num_trials=len(trials), shrunk=shrunk)
 
 
-def fresh_inputs(net: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> list[tuple[Tensor, ...]]:
+def fresh_inputs(
+    net: nn.Module, inputs: tuple[Tensor, ...], seed: int, *, open_size: bool = True
+) -> list[tuple[Tensor, ...]]:
     """Return inputs at batch 1 and 3, and at a larger resolution where the network accepts one."""
     generator = torch.Generator().manual_seed(seed + 1)
     trials = [tuple(_like(x, (batch, *x.shape[1:]), generator) for x in inputs) for batch in (1, 3)]
-    if all(x.is_floating_point() for x in inputs):
+    if open_size and all(x.is_floating_point() for x in inputs):
         larger = tuple(
             _like(x, (2, x.shape[1], *(size + 4 for size in x.shape[2:])), generator) for x in inputs
         )
@@ -239,7 +262,7 @@ def num_params(net: nn.Module) -> int:
 def _new_biases(shrunk: Shrunk) -> int:
     named = dict(shrunk.model.named_parameters())
     biases = [weight.removesuffix("weight") + "bias" for weight in shrunk.plan.new_biases]
-    return sum(named[bias].numel() for bias in biases)
+    return sum(named[bias].numel() for bias in biases if bias in named)  # a layer may have gone whole
 
 
 def histogram(kinds: list[str]) -> dict[str, int]:

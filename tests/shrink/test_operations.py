@@ -18,7 +18,6 @@ from one_operation import (
     shrunk_exactly,
     silent,
     unread,
-    with_marks,
 )
 from random_layers import Apply, ChannelsLast, Gate, Indexed, Scale, Windowed, fill
 from random_networks import check
@@ -221,13 +220,7 @@ CASES = {
 }
 
 
-NOT_YET = {
-    "prelu per channel": "no constants go through prelu",
-    "prelu shared": "no constants go through prelu",
-}
-
-
-@pytest.mark.parametrize("name", with_marks(CASES, NOT_YET))
+@pytest.mark.parametrize("name", CASES)
 def test_dead_channels_go_on_both_sides_of(name: str) -> None:
     case = CASES[name]
     outcome = shrunk_exactly(case)

@@ -153,7 +153,6 @@ CASES = {
 }
 NOT_YET = {
     "transposed grouped": "grouped transposed convolution is kept whole",
-    "einsum with a free matrix": "einsum with a free parameter is kept whole",
 }
 
 
@@ -199,12 +198,9 @@ HEADS = {
     for kill in (unread_head, silent_head, constant_head)
     if kill is not constant_head or spelling == "sdpa"  # the rows of a softmax sum to 1: sdpa alone is known
 }
-HEADS_NOT_YET = {
-    f"einsum, {packed}, silent_head": "no constants go through einsum" for packed in ("packed", "separate")
-}
 
 
-@pytest.mark.parametrize("name", with_marks(HEADS, HEADS_NOT_YET))
+@pytest.mark.parametrize("name", HEADS)
 def test_a_head_goes_as_a_whole_from_attention_written_as(name: str) -> None:
     outcome = shrunk_exactly(HEADS[name])
     assert outcome.shrunk.report.params == HEADS[name].params
