@@ -55,7 +55,7 @@ class Worker:
             if self.connection.poll(self.limit_s):
                 facts: dict[str, Any] = self.connection.recv()
                 return facts
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # the latter when it never read the cell
             self.process.join()
             status = f"its process ended with {self.process.exitcode}"
             self.process = None

@@ -15,7 +15,8 @@ from torch import nn
 
 from ticket_export.models.zoo import zoo_network
 
-TORCHVISION_SCHEMAS = torchvision_schemas()  # they last as long as the reference
+# they last as long as the reference; who imports this may have declared them
+TORCHVISION_SCHEMAS = None if hasattr(torch.ops.torchvision, "nms") else torchvision_schemas()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
