@@ -178,7 +178,6 @@ def test_a_hook_is_part_of_the_function(name: str, x: Tensor) -> None:
     assert hidden_width(equal_result(net, x)) == 3
 
 
-@pytest.mark.xfail(strict=True, reason="a mask's product under a gradient cannot be copied")
 def test_a_mask_that_was_just_attached_counts_as_zeros(x: Tensor) -> None:
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     prune.ln_structured(net[0], "weight", 0.5, n=1, dim=0)
@@ -193,7 +192,6 @@ def test_a_weight_norm_without_length_is_zeros(x: Tensor) -> None:
     assert equal_result(net, x).report.widths["0"].after == 3
 
 
-@pytest.mark.xfail(strict=True, reason="the product of the older weight norm cannot be copied")
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_the_older_weight_norm_is_shrunk_too(x: Tensor) -> None:
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
@@ -225,9 +223,6 @@ class FixedBatch(Small):
         return self.c(self.hidden(x_NF.reshape(2, 4)))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the batch is taken for open, and a trial of one is a bare RuntimeError"
-)
 def test_a_forward_that_fixes_its_batch_is_tried_at_that_batch(x: Tensor) -> None:
     shrunk = equal_result(FixedBatch(), x)
     assert hidden_width(shrunk) == 3
@@ -244,7 +239,6 @@ class Counting(Small):
         return self.c(self.hidden(x_NF))
 
 
-@pytest.mark.xfail(strict=True, reason="the checks run the given network itself")
 def test_a_network_that_counts_its_calls_is_given_back_unchanged(x: Tensor) -> None:
     net = Counting().eval()
     assert hidden_width(shrink(net, x)) == 3
