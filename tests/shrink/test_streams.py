@@ -1,4 +1,4 @@
-"""Residual streams: what every writer leaves constant goes; in index mode a writer computes live rows alone."""
+"""Residual streams: what every writer leaves constant goes; in index mode each computes its live rows."""
 
 from __future__ import annotations
 

@@ -95,6 +95,7 @@ class ChannelClasses:
             return labels
         if not set(varying_axes(labels)) - mixed:
             self.pin(labels, reason)
+            return labels
         return self.uniform_along(labels, sorted(mixed))
 
     def pin_by_root(self) -> dict[int, str]:

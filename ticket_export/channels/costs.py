@@ -45,12 +45,15 @@ def count_costs(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> 
     inputs = example_tuple(example_inputs)
     was_training = {module: module.training for module in model.modules()}
     model.eval()
+    has_fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused call would hide its products
     try:
         try:
             counter, num_images = _counted(model, tuple(x[:1] for x in inputs)), 1
         except (RuntimeError, ValueError):  # its forward fixes the batch
             counter, num_images = _counted(model, inputs), len(inputs[0])
     finally:
+        torch.backends.mha.set_fastpath_enabled(has_fast_path)
         for module, training in was_training.items():
             module.training = training
     params = sum(parameter.numel() for parameter in model.parameters())

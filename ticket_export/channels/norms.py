@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from ticket_export.channels import ops
 from ticket_export.channels.classes import ChannelClasses
-from ticket_export.channels.compact import aligned_cores, core
+from ticket_export.channels.compact import aligned_cores, compact, core
 from ticket_export.channels.known import Known, all_tainted
 
 
@@ -41,10 +41,8 @@ def label_mixer(
     if name == "group_norm":
         line = classes.collapse(labels, axis=1)
         num_groups = int(ops.argument(node, "num_groups"))
-        grouped = classes.mix(line.reshape(num_groups, -1).clone(), [1], f"{name} mixes its channels")
-        if num_groups == 1:
-            classes.pin(line, f"{name} mixes its channels")
-        line = classes.roots(grouped.reshape(-1))
+        grouped = compact(line.reshape(num_groups, -1))
+        line = classes.roots(classes.mix(grouped, [1], f"{name} mixes its channels").reshape(-1))
         labels = line.reshape(-1, *([1] * (labels.dim() - 2))).expand(labels.shape)
         first_axis = 1
     else:

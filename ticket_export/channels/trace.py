@@ -27,13 +27,11 @@ class Trace:
     Attributes:
         module: the graph; `get_attr` targets are the names in the model's `state_dict`.
         inputs: the example inputs it was traced with, batch >= 2.
-        dynamic_batch: whether the graph accepts any batch; False where the forward fixes it.
         layer_types: path of every module -> its class.
     """
 
     module: GraphModule
     inputs: tuple[Tensor, ...]
-    dynamic_batch: bool
     layer_types: Mapping[str, type[nn.Module]]
 
     def tensor(self, name: str) -> Tensor:
@@ -87,7 +85,11 @@ def example_tuple(example_inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ..
 
 
 def trace(
-    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, dynamic_size: bool = False
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    *,
+    open_batch: bool = False,
+    open_size: bool = False,
 ) -> Trace:
     """Return the functional graph of `model` in evaluation mode; the model itself is untouched.
 
@@ -98,7 +100,9 @@ def trace(
         model: any module that `torch.export` accepts.
         example_inputs: a tensor or a tuple of tensors, axis 0 is the batch; a batch of 1 is doubled, since
             `torch.export` specialises on 0 and 1.
-        dynamic_size: leave height and width (axes 2 and up) open as well, where the network allows it.
+        open_batch: leave the batch open where the network allows it; an analysis does without, in half the
+            time.
+        open_size: leave height and width (axes 2 and up) open where the network allows it.
 
     Raises:
         ShrinkError: the model cannot be traced; the text names the reason `torch.export` gives.
@@ -107,7 +111,7 @@ def trace(
         x if x.shape[0] > 1 else x.expand(2, *x.shape[1:]).clone() for x in example_tuple(example_inputs)
     )
     frozen = copy.deepcopy(model).eval()
-    dims = [_dynamic_axes(x, dynamic_size=dynamic_size) for x in inputs]
+    dims = [_open_axes(x, open_batch=open_batch, open_size=open_size) for x in inputs]
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):  # torch prints its unfinished graph there
@@ -120,16 +124,13 @@ def trace(
     return Trace(
         module=module,
         inputs=inputs,
-        dynamic_batch=_has_open_batch(module),
         layer_types={name: type(part) for name, part in frozen.named_modules(remove_duplicate=False)},
     )
 
 
-def _dynamic_axes(x: Tensor, *, dynamic_size: bool) -> dict[int, object]:
-    axes: dict[int, object] = {0: Dim.AUTO}
-    if dynamic_size:
-        axes |= {axis: Dim.AUTO for axis in range(2, x.dim())}
-    return axes
+def _open_axes(x: Tensor, *, open_batch: bool, open_size: bool) -> dict[int, object]:
+    axes: dict[int, object] = {0: Dim.AUTO} if open_batch else {}
+    return axes | ({axis: Dim.AUTO for axis in range(2, x.dim())} if open_size else {})
 
 
 def _nested_as_arguments(model: nn.Module, dims: Sequence[object]) -> tuple[object, ...]:
@@ -148,11 +149,6 @@ def _read_shared_tensors_by_one_name(module: GraphModule, model: nn.Module) -> N
     for node in module.graph.nodes:
         if node.op == "get_attr":
             node.target = name_of.get(str(node.target), node.target)
-
-
-def _has_open_batch(module: GraphModule) -> bool:
-    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
-    return all(isinstance(node.meta["val"].shape[0], torch.SymInt) for node in inputs)
 
 
 def _exported(

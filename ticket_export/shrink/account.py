@@ -85,6 +85,7 @@ def account(
     plan: Plan,
     *,
     rel_error: float,
+    dynamic_batch: bool,
 ) -> ShrinkReport:
     """Return the report of a shrink that is done and proven."""
     after, before = count_costs(small, inputs), count_costs(dense, inputs)
@@ -103,7 +104,7 @@ def account(
         rel_error=rel_error,
         form=plan.form,
         unknown_ops=tuple(sorted(graph.unknown_ops)),
-        dynamic_batch=graph.trace.dynamic_batch,
+        dynamic_batch=dynamic_batch,
         open_size=plan.open_size,
     )
 

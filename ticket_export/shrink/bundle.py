@@ -20,7 +20,7 @@ from torch import nn
 
 from ticket_export.errors import ShrinkError, StoreError
 from ticket_export.shrink.exact import Shrunk
-from ticket_export.shrink.graph_form import graph_form
+from ticket_export.shrink.graph_form import graph_form, open_graph
 from ticket_export.shrink.plan import Plan
 from ticket_export.shrink.surgery import model_from_plan
 
@@ -95,7 +95,7 @@ def load_bundle(folder: str | Path, dense_model: nn.Module) -> nn.Module:
     small = model_from_plan(dense_model, plan)
     if plan.form == "graph":
         inputs = [torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in plan.inputs]
-        small = graph_form(small, dense_model, plan, inputs)
+        small = graph_form(small, open_graph(dense_model, plan, inputs), plan, type(dense_model).__name__)
     try:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:

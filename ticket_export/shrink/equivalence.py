@@ -12,6 +12,8 @@ from torch.utils import _pytree
 from ticket_export.errors import DivergedError, ShrinkError
 from ticket_export.seeds import stream
 
+BATCHES = (1, 3)
+
 # what a forward raises when it is given sizes it was not written for
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
 
@@ -76,12 +78,12 @@ def check_equal(
     return worst
 
 
-def accepts_batch(model: nn.Module, inputs: Sequence[Tensor], batch: int) -> bool:
-    """Return whether the model runs on inputs like these with another batch."""
-    trial = tuple(_random(x, (batch, *x.shape[1:]), batch) for x in inputs)
+def accepts_any_batch(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    """Return whether the model runs on inputs like these at a batch of one and of three."""
     with evaluating(model), torch.no_grad():
         try:
-            model(*trial)
+            for batch in BATCHES:
+                model(*_batch_like(inputs, batch))
         except FORWARD_ERRORS:
             return False
     return True
@@ -106,9 +108,8 @@ def _trials(
     dense: nn.Module, inputs: Sequence[Tensor], *, dynamic_batch: bool, open_size: bool
 ) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
     yield f"the example inputs {_shapes(inputs)}", tuple(inputs)
-    batches = (1, 3) if dynamic_batch else (inputs[0].shape[0],)
-    for batch in batches:
-        trial = tuple(_random(x, (batch, *x.shape[1:]), batch) for x in inputs)
+    for batch in BATCHES if dynamic_batch else (inputs[0].shape[0],):
+        trial = _batch_like(inputs, batch)
         yield f"random inputs {_shapes(trial)}", trial
     larger = tuple(_random(x, _larger(x), 0) for x in inputs)
     if (
@@ -121,6 +122,10 @@ def _trials(
         except FORWARD_ERRORS:
             return  # the dense network has one resolution only
         yield f"random inputs {_shapes(larger)}", larger
+
+
+def _batch_like(inputs: Sequence[Tensor], batch: int) -> tuple[Tensor, ...]:
+    return tuple(_random(x, (batch, *x.shape[1:]), batch) for x in inputs)
 
 
 def _larger(x: Tensor) -> tuple[int, ...]:

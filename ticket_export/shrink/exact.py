@@ -18,11 +18,17 @@ from ticket_export.channels.trace import Trace, example_tuple, trace
 from ticket_export.errors import DivergedError, ShrinkError
 from ticket_export.shrink.account import ShrinkReport, account
 from ticket_export.shrink.divergence import first_difference
-from ticket_export.shrink.equivalence import FORWARD_ERRORS, accepts_batch, check_equal
+from ticket_export.shrink.equivalence import FORWARD_ERRORS, accepts_any_batch, check_equal
 from ticket_export.shrink.fold import FoldedTensors, fold_constants
 from ticket_export.shrink.given import check_given, check_runs, main_dtype
 from ticket_export.shrink.graph_edits import RefusedEditError
-from ticket_export.shrink.graph_form import constant_name, constant_operands, graph_form, may_open_sizes
+from ticket_export.shrink.graph_form import (
+    constant_name,
+    constant_operands,
+    graph_form,
+    may_open_sizes,
+    open_graph,
+)
 from ticket_export.shrink.permanent import plain_copy
 from ticket_export.shrink.plan import Plan, plan_from_kept
 from ticket_export.shrink.removable import Decision, Sink, decide, has_dead_layer, sinks_of
@@ -121,13 +127,12 @@ def _shrunk(dense: nn.Module, inputs: tuple[Tensor, ...], options: _Options, tol
     """Return the proven result; what the graph form cannot express is kept, and all is decided again."""
     traced = trace(dense, inputs)
     check_runs(dense, inputs)
-    if traced.dynamic_batch and not accepts_batch(dense, inputs, 3):
-        traced = replace(traced, dynamic_batch=False)
+    dynamic_batch = accepts_any_batch(dense, inputs)
     refused: dict[tuple[str, int], str] = {}
     while True:
         analysis = _analysed(traced, options, refused)
         try:
-            small, plan, rel_error = _proven(dense, inputs, analysis, options, tolerance)
+            small, plan, rel_error = _proven(dense, inputs, analysis, options, tolerance, dynamic_batch)
         except RefusedEditError as refusal:
             new_axes = refusal.axes - refused.keys()
             if not new_axes:
@@ -136,7 +141,7 @@ def _shrunk(dense: nn.Module, inputs: tuple[Tensor, ...], options: _Options, tol
             continue
         report = account(
             small, dense, inputs, analysis.graph, analysis.groups, analysis.sinks, analysis.decision, plan,
-            rel_error=rel_error,
+            rel_error=rel_error, dynamic_batch=dynamic_batch,
         )  # fmt: skip
         return Shrunk(model=small, plan=plan, report=report)
 
@@ -167,7 +172,12 @@ def _analysed(traced: Trace, options: _Options, refused: Mapping[tuple[str, int]
 
 
 def _proven(
-    dense: nn.Module, inputs: Sequence[Tensor], analysis: _Analysis, options: _Options, tolerance: float
+    dense: nn.Module,
+    inputs: Sequence[Tensor],
+    analysis: _Analysis,
+    options: _Options,
+    tolerance: float,
+    dynamic_batch: bool,
 ) -> tuple[nn.Module, Plan, float]:
     """Return the first form that runs and computes the same function, its plan, and its error."""
     graph, decision, folded = analysis.graph, analysis.decision, analysis.folded
@@ -181,13 +191,13 @@ def _proven(
     def checked(small: nn.Module, open_size: bool = True) -> float:
         return check_equal(
             small, dense, inputs, tolerance=tolerance,
-            dynamic_batch=graph.trace.dynamic_batch, open_size=open_size,
+            dynamic_batch=dynamic_batch, open_size=open_size,
         )  # fmt: skip
 
     if has_dead_layer(analysis.sinks, decision):
         with suppress(RefusedEditError, DivergedError):  # the dead layers stay, one channel wide
             needed = plan_from_kept(graph, decision.needed, folded)
-            small, its_plan = _without_dead_layers(dense, inputs, plan, needed, folded)
+            small, its_plan = _without_dead_layers(dense, inputs, graph.trace, plan, needed, folded)
             if its_plan.constants:
                 return small, its_plan, checked(small, its_plan.open_size)
     small = model_from_plan(dense, plan, folded)
@@ -198,7 +208,9 @@ def _proven(
         reason = error
     graph_plan = _as_graph(plan, graph.trace, inputs)
     try:
-        small = graph_form(model_from_plan(dense, graph_plan, folded), dense, graph_plan, inputs)
+        its_graph = open_graph(dense, graph_plan, inputs)
+        small = model_from_plan(dense, graph_plan, folded)
+        small = graph_form(small, its_graph, graph_plan, type(dense).__name__)
         return small, graph_plan, checked(small, graph_plan.open_size)
     except DivergedError as error:
         place = first_difference(small, dense, graph_plan, graph, decision, inputs, tolerance=tolerance)
@@ -215,16 +227,22 @@ def _as_graph(plan: Plan, traced: Trace, inputs: Sequence[Tensor]) -> Plan:
 
 
 def _without_dead_layers(
-    dense: nn.Module, inputs: Sequence[Tensor], plan: Plan, needed: Plan, folded: FoldedTensors
+    dense: nn.Module,
+    inputs: Sequence[Tensor],
+    traced: Trace,
+    plan: Plan,
+    needed: Plan,
+    folded: FoldedTensors,
 ) -> tuple[nn.Module, Plan]:
-    plan = _as_graph(plan, trace(dense, inputs), inputs)
-    operands = constant_operands(dense, plan, needed, inputs)
+    plan = _as_graph(plan, traced, inputs)
+    graph = open_graph(dense, plan, inputs)
+    operands = constant_operands(graph, plan, needed)
     shapes = {
         node: (operand, None if value is None else tuple(value.shape))
         for node, (operand, value) in operands.items()
     }
     plan = replace(plan, constants=shapes)
-    small = graph_form(model_from_plan(dense, plan, folded), dense, plan, inputs)
+    small = graph_form(model_from_plan(dense, plan, folded), graph, plan, type(dense).__name__)
     for operand, value in operands.values():
         if value is not None:
             small.get_buffer(constant_name(operand)).copy_(value)

@@ -211,7 +211,7 @@ class GraphEditor:
 
     def _select(self, node: Node, axis: int, index: Tensor) -> None:
         first, last = (int(index[0]), int(index[-1])) if len(index) else (0, -1)
-        if torch.equal(index, torch.arange(first, last + 1)):
+        if len(index) == last - first + 1 and bool((index.diff() == 1).all()):
             node.target = torch.ops.aten.slice.Tensor
             node.args, node.kwargs = (node.args[0], axis, first, last + 1), {}
             return

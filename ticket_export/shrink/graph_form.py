@@ -33,20 +33,24 @@ from ticket_export.shrink.plan import Plan
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def graph_form(small: nn.Module, dense: nn.Module, plan: Plan, inputs: Sequence[Tensor]) -> nn.Module:
-    """Return a module that runs the graph of `dense` over the tensors of `small`.
+def open_graph(dense: nn.Module, plan: Plan, inputs: Sequence[Tensor]) -> LabelledGraph:
+    """Return the labelled graph of `dense` with the sizes open that the plan leaves open."""
+    return label(trace(dense, inputs, open_batch=True, open_size=plan.open_size))
+
+
+def graph_form(small: nn.Module, graph: LabelledGraph, plan: Plan, class_name: str) -> nn.Module:
+    """Return a module that runs the graph of the dense network over the tensors of `small`.
 
     Args:
         small: the module form (`model_from_plan`); its forward need not work. It is changed.
-        dense: the network that was planned for.
+        graph: of the dense network (`open_graph`). It is changed.
         plan: what is kept, and which operands are constants.
-        inputs: example inputs of `dense`.
+        class_name: what the result calls itself.
 
     Raises:
         RefusedEditError: an operation cannot be rewritten to the kept channels.
     """
-    graph = label(trace(dense, inputs, dynamic_size=plan.open_size))
-    return _Builder(graph, kept_roots(graph, plan), small).run(plan, type(dense).__name__)
+    return _Builder(graph, kept_roots(graph, plan), small).run(plan, class_name)
 
 
 def may_open_sizes(traced: Trace) -> bool:
@@ -80,22 +84,18 @@ def constant_name(operand: str) -> str:
     return f"constant_{operand}"
 
 
-def constant_operands(
-    dense: nn.Module, plan: Plan, needed: Plan, inputs: Sequence[Tensor]
-) -> dict[str, tuple[str, Tensor | None]]:
+def constant_operands(graph: LabelledGraph, plan: Plan, needed: Plan) -> dict[str, tuple[str, Tensor | None]]:
     """Return the operands of element-wise operations that do not depend on the input where they matter.
 
     Args:
-        dense: the network with its zeros.
+        graph: of the network with its zeros (`open_graph`).
         plan: what is kept.
         needed: the part of it whose values matter.
-        inputs: example inputs.
 
     Returns:
         name of the operation -> name of the operand, and its value with one element per kept channel and
         size 1 on every other axis; None for an added zero.
     """
-    graph = label(trace(dense, inputs, dynamic_size=plan.open_size))
     kept, matters = kept_roots(graph, plan), kept_roots(graph, needed)
     known = find_constants(graph, keep_all=True).values
     found: dict[Node, Tensor | None] = {}
