@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_networks import BAR, STEPS, check, random_network
 from torch import Tensor, nn
 
 # N images, C channels
 
+FIXTURES = [HealthCheck.function_scoped_fixture]  # the collector may rest over all examples
 SEEDS = st.integers(0, 2**31)
 
 
+@pytest.fixture
+def seldom_collected() -> Iterator[None]:
+    """Tracing makes millions of short-lived objects: the collector would take a third of the time."""
+    gc.freeze()
+    gc.disable()
+    yield
+    gc.enable()
+    gc.unfreeze()
+
+
 def holds(seed: int) -> None:
+    if gc.get_count()[0] > 3_000_000:
+        gc.collect()
     drawn = random_network(seed)
     try:
         outcome = check(drawn.net, drawn.inputs, seed=seed, **drawn.options)
@@ -24,16 +40,16 @@ def holds(seed: int) -> None:
     assert outcome.error <= BAR
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=FIXTURES)
 @given(seed=SEEDS)
-def test_random_networks_are_shrunk_exactly(seed: int) -> None:
+def test_random_networks_are_shrunk_exactly(seldom_collected: None, seed: int) -> None:
     holds(seed)
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=FIXTURES)
 @given(seed=SEEDS)
-def test_many_random_networks_are_shrunk_exactly(seed: int) -> None:
+def test_many_random_networks_are_shrunk_exactly(seldom_collected: None, seed: int) -> None:
     holds(seed)
 
 
