@@ -58,7 +58,6 @@ def test_control_flow_on_values_is_told_with_its_file_and_line(x: Tensor) -> Non
         shrink(Branching(), x)
 
 
-@pytest.mark.xfail(strict=True, reason="a bare ValueError: a scripted forward has no signature")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_scripted_network_is_refused_with_its_class(x: Tensor) -> None:
     with pytest.raises(ShrinkError, match=r"TopLevelTracedModule cannot be traced.*ScriptModule"):

@@ -17,6 +17,7 @@ from torch.fx import Node
 from ticket_export.channels import ops
 from ticket_export.channels.classes import FIXED, FREE
 from ticket_export.channels.compact import aligned_cores, broadcast, core, varying_axes
+from ticket_export.channels.computed import computed_weights
 from ticket_export.channels.labelled import Contraction, LabelledGraph, Labels
 from ticket_export.channels.movement import moved
 from ticket_export.channels.norms import label_mixer
@@ -50,7 +51,7 @@ class _Labeller:
         self.classes = graph.classes
         self.values = graph.values
         self.operands = Operands(graph)
-        self.computed_weights = _computed_weights(graph.trace)
+        self.computed_weights = set(computed_weights(graph.trace))
         self.rules: tuple[tuple[Collection[str], Callable[[Node], Labels]], ...] = (
             (ops.CONVOLUTIONS, self._convolution),
             (ops.TRANSPOSED_CONVOLUTIONS, self._transposed_convolution),
@@ -355,25 +356,6 @@ class _Labeller:
 
 def _fixed(shape: torch.Size) -> Tensor:
     return torch.full((), FIXED).expand(shape)
-
-
-def _computed_weights(trace: Trace) -> set[Node]:
-    """Return the nodes that compute a layer's weight from parameters alone, as a standardisation does."""
-    from_parameters: set[Node] = set()
-    for node in trace.module.graph.nodes:
-        sources = node.all_input_nodes
-        is_call = node.op == "call_function" and bool(sources)
-        if is_call and all(source.op == "get_attr" or source in from_parameters for source in sources):
-            from_parameters.add(node)
-    found: set[Node] = set()
-    layers = ops.CONVOLUTIONS | ops.TRANSPOSED_CONVOLUTIONS | {"linear"}
-    waiting = [n.args[1] for n in trace.module.graph.nodes if ops.op_name(n) in layers]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, Node) and node in from_parameters and node not in found:
-            found.add(node)
-            waiting += node.all_input_nodes
-    return found
 
 
 def _spread(line: Tensor, *, axis: int, shape: torch.Size) -> Tensor:

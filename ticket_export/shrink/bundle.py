@@ -7,6 +7,7 @@ takes in.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from torch import nn
 from ticket_export.errors import ShrinkError, StoreError
 from ticket_export.shrink.exact import Shrunk
 from ticket_export.shrink.graph_form import graph_form, open_graph
+from ticket_export.shrink.permanent import make_standard
 from ticket_export.shrink.plan import Plan
 from ticket_export.shrink.surgery import model_from_plan
 
@@ -92,6 +94,10 @@ def load_bundle(folder: str | Path, dense_model: nn.Module) -> nn.Module:
                 hint="copy the bundle again or shrink the network again",
             )
     plan = Plan.from_json(_read_json(folder / PLAN))
+    if plan.standard:
+        dense_model = copy.deepcopy(dense_model)
+        for path in plan.standard:
+            make_standard(dense_model.get_submodule(path))
     small = model_from_plan(dense_model, plan)
     if plan.form == "graph":
         inputs = [torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in plan.inputs]

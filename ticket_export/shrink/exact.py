@@ -29,7 +29,7 @@ from ticket_export.shrink.graph_form import (
     may_open_sizes,
     open_graph,
 )
-from ticket_export.shrink.permanent import plain_copy
+from ticket_export.shrink.permanent import make_layers_standard, plain_copy
 from ticket_export.shrink.plan import Plan, plan_from_kept
 from ticket_export.shrink.removable import Decision, Sink, decide, has_dead_layer, sinks_of
 from ticket_export.shrink.surgery import live_stream_rows, model_from_plan
@@ -127,6 +127,9 @@ def _shrunk(dense: nn.Module, inputs: tuple[Tensor, ...], options: _Options, tol
     """Return the proven result; what the graph form cannot express is kept, and all is decided again."""
     traced = trace(dense, inputs)
     check_runs(dense, inputs)
+    standard = make_layers_standard(dense, traced, inputs)
+    if standard:
+        traced = trace(dense, inputs)
     dynamic_batch = accepts_any_batch(dense, inputs)
     refused: dict[tuple[str, int], str] = {}
     while True:
@@ -139,6 +142,7 @@ def _shrunk(dense: nn.Module, inputs: tuple[Tensor, ...], options: _Options, tol
                 raise
             refused |= dict.fromkeys(new_axes, f"{refusal.reason} cannot be rewritten")
             continue
+        plan = replace(plan, standard=standard)
         report = account(
             small, dense, inputs, analysis.graph, analysis.groups, analysis.sinks, analysis.decision, plan,
             rel_error=rel_error, dynamic_batch=dynamic_batch,

@@ -26,6 +26,7 @@ class Plan:
         new_biases: weights whose layer gains a bias.
         terms: weights whose layer adds a border term.
         live_rows: weight -> the rows it computes, among those kept; the others are zero (`residual="index"`).
+        standard: layers that computed their weight, and became torch's own before the cut.
         folds: the constants that moved, for the report.
         form: "module" or "graph"; the second is built again from the dense model's traced graph.
         inputs: shape and dtype of the example inputs; of the graph form alone, as what follows.
@@ -38,6 +39,7 @@ class Plan:
     new_biases: tuple[str, ...] = ()
     terms: tuple[str, ...] = ()
     live_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    standard: tuple[str, ...] = ()
     folds: tuple[Fold, ...] = ()
     form: str = "module"
     inputs: tuple[tuple[tuple[int, ...], str], ...] = ()
@@ -55,6 +57,7 @@ class Plan:
             "new_biases": list(self.new_biases),
             "terms": list(self.terms),
             "live_rows": {name: list(rows) for name, rows in self.live_rows.items()},
+            "standard": list(self.standard),
             "folds": [asdict(fold) for fold in self.folds],
             "form": self.form,
             "inputs": [{"shape": list(shape), "dtype": dtype} for shape, dtype in self.inputs],
@@ -76,6 +79,7 @@ class Plan:
             new_biases=tuple(value["new_biases"]),
             terms=tuple(value["terms"]),
             live_rows={name: tuple(rows) for name, rows in value["live_rows"].items()},
+            standard=tuple(value["standard"]),
             folds=tuple(Fold(**fold) for fold in value["folds"]),
             form=value["form"],
             inputs=tuple((tuple(x["shape"]), x["dtype"]) for x in value["inputs"]),
