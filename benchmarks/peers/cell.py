@@ -25,9 +25,10 @@ Cell = dict[str, Any]  # Any: JSON
 
 
 def run_cell(tool: str, network: str, mask: str, *, limit_s: float) -> Cell:
-    """Return the cell of `tool` on the network, measured in a forked process that ends after `limit_s`.
+    """Return the cell of `tool` on the network, measured in a forked process.
 
-    Its `outcome` is "result", "crash" (the tool raised), "no mask" (torch-pruning finds no groups to mask) or
+    Making the mask may take `limit_s`, and so may the tool with its check. The `outcome` is "result",
+    "crash" (the tool raised), "no mask" (torch-pruning finds no groups to mask, or takes too long) or
     "timeout".
     """
     context = multiprocessing.get_context("fork")  # the imports, some seconds, are paid once
@@ -37,15 +38,16 @@ def run_cell(tool: str, network: str, mask: str, *, limit_s: float) -> Cell:
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads; they hold nothing
         process.start()
     theirs.close()
-    cell: Cell = {"outcome": "timeout", "limit_s": limit_s}
-    if mine.poll(limit_s):
-        try:
+    cell: Cell = {"outcome": "no mask", "error": f"not made within {limit_s:.0f} s"}
+    try:
+        if mine.poll(limit_s):
+            cell = json.loads(mine.recv()) or {"outcome": "timeout", "limit_s": limit_s}
+        if cell["outcome"] == "timeout" and mine.poll(limit_s):
             cell = json.loads(mine.recv())
-        except EOFError:
-            process.join()
-            cell = {"outcome": "crash", "error": f"the process ended with {process.exitcode}"}
-    else:
-        process.kill()
+    except EOFError:
+        process.join()
+        cell = {"outcome": "crash", "error": f"the process ended with {process.exitcode}"}
+    process.kill()
     process.join()
     return {"tool": tool, "network": network, "mask": mask, **cell}
 
@@ -54,11 +56,11 @@ def _child(pipe: Connection, tool: str, network: str, mask: str) -> None:
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - the tools print
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    pipe.send(json.dumps(_cell(tool, network, mask)))
+    pipe.send(json.dumps(_cell(pipe, tool, network, mask)))
     pipe.close()
 
 
-def _cell(tool: str, network: str, mask: str) -> Cell:
+def _cell(pipe: Connection, tool: str, network: str, mask: str) -> Cell:
     sizes = NETWORKS[network]
     try:
         dense = masked(network, mask)
@@ -66,6 +68,7 @@ def _cell(tool: str, network: str, mask: str) -> Cell:
         if mask == "general":
             raise  # that mask needs no tool
         return {"outcome": "no mask", "error": _one_line(error)}
+    pipe.send(json.dumps({}))  # the mask is there: from here on it is the tool's time
     example = images(2, sizes.size, 2)
     dense_values = num_values(dense)
     given = copy.deepcopy(dense)

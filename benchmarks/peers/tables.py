@@ -54,7 +54,7 @@ def _shown(cell: Cell | None) -> str:
     if cell is None:
         return "not run"
     if cell["outcome"] == "no mask":
-        return "no groups to mask"
+        return f"no mask: {_escaped(cell['error'])}"
     if cell["outcome"] == "timeout":
         return f"longer than {cell['limit_s']:.0f} s"
     if cell["outcome"] == "crash":
@@ -83,8 +83,10 @@ def short_table(cells: Sequence[Cell]) -> str:
         by_tool = {tool: [cell for cell in of_mask if cell["tool"] == tool] for tool in TOOLS}
         rows.append([f"**{MASK_TITLES[mask]}**: equal networks", *map(_count_equal, by_tool.values())])
         rows.append(["worst relative error", *map(_worst, by_tool.values())])
-        rows.append(["crash, or a result that cannot run", *map(_count_crashes, by_tool.values())])
-        rows.append(["left of the equal ones, median", *map(_median_left, by_tool.values())])
+        rows.append(["crash, too slow, or a result that cannot run", *map(_count_crashes, by_tool.values())])
+        rows.append(
+            ["left of the equal ones, median", *(_left(of, by_tool["ours"]) for of in by_tool.values())]
+        )
     rows.append(["equal at one image size only", *(_count_elsewhere(cells, tool) for tool in TOOLS)])
     return tabulate(rows, headers=["", *TOOLS], tablefmt="github", disable_numparse=True)
 
@@ -102,9 +104,14 @@ def _count_crashes(cells: Sequence[Cell]) -> str:
     return str(sum(map(is_crash, cells)))
 
 
-def _median_left(cells: Sequence[Cell]) -> str:
-    left = [cell["values_left"] for cell in cells if is_equal(cell)]
-    return f"{100 * statistics.median(left):.0f} %" if left else "-"
+def _left(cells: Sequence[Cell], ours: Sequence[Cell]) -> str:
+    """Return what a tool leaves where it is right, and what we leave of the same networks."""
+    equal = {cell["network"]: cell["values_left"] for cell in cells if is_equal(cell)}
+    same = [cell["values_left"] for cell in ours if is_equal(cell) and cell["network"] in equal]
+    if not equal:
+        return "-"
+    text = f"{100 * statistics.median(equal.values()):.0f} %"
+    return text if cells is ours or not same else f"{text} (ours: {100 * statistics.median(same):.0f} %)"
 
 
 def _count_elsewhere(cells: Sequence[Cell], tool: str) -> str:
