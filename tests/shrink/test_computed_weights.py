@@ -1,4 +1,4 @@
-"""Layers that compute their weight from parameters: they become torch's own where that is the same function."""
+"""Layers that compute their weight from parameters: they become torch's own where that is equal."""
 
 from __future__ import annotations
 

@@ -301,14 +301,11 @@ class _Evaluator:
             return None
         axes = ops.numbers(ops.argument(node, "dim")) or list(range(source.value.dim()))
         axes = sorted((axis % source.value.dim() for axis in axes), reverse=True)
-        taint = core(source.taint)
+        taint, value = core(source.taint), core(source.value)
+        # what changes along an axis, or counts its places, changes with the resolution
         for axis in axes:
-            taint = taint.any(dim=axis, keepdim=True)
-        value = core(source.value)
-        # what changes along the axis, or counts its places, changes with the resolution
-        changes = [axis for axis in axes if value.shape[axis] > 1]
-        for axis in changes:
-            taint = taint | (value != value.narrow(axis, 0, 1)).any(dim=axis, keepdim=True)
+            changes = value != value.narrow(axis, 0, 1)
+            taint = (taint | changes).any(dim=axis, keepdim=True)
             value = value.narrow(axis, 0, 1)
         if ops.op_name(node) not in ops.SIZE_FREE_REDUCTIONS:
             taint = taint | (value != 0) if ops.op_name(node) == "sum" else torch.ones_like(taint)

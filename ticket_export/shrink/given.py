@@ -28,6 +28,11 @@ def check_given(model: nn.Module, inputs: Sequence[Tensor]) -> None:
         raise ShrinkError(
             f"the model is a {type(model).__name__}, no torch.nn.Module", hint="wrap it in a module's forward"
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ShrinkError(
+            f"{type(model).__name__} cannot be traced: it is a ScriptModule",
+            hint="give the network that it was made from",
+        )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if isinstance(tensor, UninitializedParameter):
             raise ShrinkError(
