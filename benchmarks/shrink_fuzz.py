@@ -6,7 +6,8 @@ A seed gives a network, its zeros and its inputs (tests/shrink/random_networks.p
 beside the given one in float64 on inputs that the shrink has not seen, at batch 1 and 3 and at a second
 resolution where the network accepts one. Every network is a line of FOLDER/networks.jsonl as soon as it is
 done; run again, and the seeds that are missing follow. `--retry` runs those again that failed. `--results`
-writes `shrink_fuzz_<machine>_<yyyy-mm>.md` and `.json` there, over the lines of this commit.
+writes `shrink_fuzz_<machine>_<yyyy-mm>.md` and `.json` there, over the lines of this commit; with
+`--any-commit` those of other commits count too, and the page tells how many each has.
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ def commit() -> str:
     return told.stdout.strip()
 
 
-def read(file: Path, at_commit: str) -> dict[int, Row]:
-    """Return the newest row of every seed made at a commit; a line cut short counts as not written."""
+def read(file: Path, at_commit: str | None) -> dict[int, Row]:
+    """Return the newest row of every seed, made at a commit or at any; a line cut short is not counted."""
     rows: dict[int, Row] = {}
     if file.is_file():
         for text in file.read_text(encoding="utf-8").splitlines():
@@ -101,7 +102,7 @@ def read(file: Path, at_commit: str) -> dict[int, Row]:
                 row = json.loads(text)
             except json.JSONDecodeError:
                 continue
-            if row["commit"] == at_commit:
+            if at_commit in (None, row["commit"]):
                 rows[row["seed"]] = row
     return rows
 
@@ -130,7 +131,7 @@ def run(file: Path, seeds: Iterable[int], at_commit: str, ends_s: float) -> None
 # ---------------------------------------------------------------------- results
 
 
-def summary(rows: list[Row], at_commit: str, command: str) -> Row:
+def summary(rows: list[Row], command: str) -> Row:
     """Return the whole run as JSON: what was in the networks, what came out, and every failure."""
     exact = [row for row in rows if row["status"] == "exact"]
     failed = [row for row in rows if row["status"] != "exact"]
@@ -140,7 +141,7 @@ def summary(rows: list[Row], at_commit: str, command: str) -> Row:
     return {
         "schema": 1,
         "command": command,
-        "commit": at_commit,
+        "commits": dict(Counter(row["commit"] for row in rows)),
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "machine": machine_facts(),
         "versions": {name: metadata.version(name) for name in ("torch", "ticket-export")}
@@ -176,8 +177,8 @@ def page(facts: Row) -> str:
         "# Random networks under the exact shrink",
         "",
         f"{facts['num_exact']:,} of {facts['num_networks']:,} random networks are shrunk exactly; "
-        f"{len(facts['failures'])} fail. Seeds {facts['seeds'][0]} to {facts['seeds'][1]}, commit "
-        f"{facts['commit']}, {facts['date']}.",
+        f"{len(facts['failures'])} fail. Seeds {facts['seeds'][0]} to {facts['seeds'][1]}, {facts['date']}; "
+        + ", ".join(f"{count:,} at commit {name}" for name, count in facts["commits"].items()),
         "",
         f"- Command: `{facts['command']}`",
         f"- Machine: {machine.get('cpu', platform.processor())}, one thread, other work beside it; "
@@ -223,21 +224,21 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no network after these")
     parser.add_argument("--retry", action="store_true", help="run again what failed")
+    parser.add_argument("--any-commit", action="store_true", help="count what other commits did too")
     parser.add_argument("--results", type=Path)
     parser.add_argument("--machine", default="epyc-2core")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     file, at_commit = arguments.out / "networks.jsonl", commit()
+    counted = None if arguments.any_commit else at_commit
     wanted = range(arguments.first, arguments.first + arguments.num)
-    known = read(file, at_commit)
-    missing = [
-        seed for seed in wanted if seed not in known or (arguments.retry and known[seed]["status"] != "exact")
-    ]
+    known = read(file, counted)
+    done = {seed for seed, row in known.items() if row["status"] == "exact" or not arguments.retry}
+    missing = [seed for seed in wanted if seed not in done]
     run(file, missing, at_commit, time.monotonic() + 60 * arguments.minutes)
-    rows = [row for seed, row in sorted(read(file, at_commit).items()) if seed in wanted]
-    facts = summary(
-        rows, at_commit, f"python benchmarks/shrink_fuzz.py --num {arguments.num} --first {arguments.first}"
-    )
+    rows = [row for seed, row in sorted(read(file, counted).items()) if seed in wanted]
+    command = f"python benchmarks/shrink_fuzz.py --num {arguments.num} --first {arguments.first}"
+    facts = summary(rows, command)
     print(page(facts))
     if arguments.results is not None:
         stem = arguments.results / f"shrink_fuzz_{arguments.machine}_{facts['date'][:7]}"
