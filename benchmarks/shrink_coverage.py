@@ -130,7 +130,7 @@ def markdown(lines: Lines, command: str) -> str:
         "`shrink` with its own verification, beside other work on the machine: upper bounds. fp32 noise: the "
         "relative error of the dense network itself against its own float64, a floor of what can be shown; "
         "scale: the largest output; varies: how far an output moves from one image to another, as a share of "
-        "its size."
+        "its size. maxvit_t has windows of 2 instead of 7, which would need 224 pixels."
     )
     return "\n\n".join(
         (
