@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import inspect
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -154,12 +155,24 @@ def _read_shared_tensors_by_one_name(module: GraphModule, model: nn.Module) -> N
 def _exported(
     model: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: object
 ) -> torch.export.ExportedProgram:
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), _collector_at_rest():
         # torch warns about its own deprecated internals during export; the user can do nothing about it
         warnings.simplefilter("ignore")
         program = export(model, inputs, dynamic_shapes=dynamic_shapes)  # type: ignore[arg-type]
         functional: torch.export.ExportedProgram = program.run_decompositions({})
         return functional
+
+
+@contextlib.contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Keep Python's garbage collector from scanning the millions of young objects that an export makes."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _untraceable(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception, told: str) -> ShrinkError:
