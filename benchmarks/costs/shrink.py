@@ -33,7 +33,7 @@ SHRUNK = (
 PHASES = {
     "trace": ("trace",),
     "decide": ("label", "groups_from_labels", "find_constants", "sinks_of", "decide", "fold_constants"),
-    "verify": ("check_equal",),
+    "verify": ("trials_of", "check_equal"),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ticket_export.errors import DivergedError
-from ticket_export.shrink.equivalence import check_equal
+from ticket_export.shrink.equivalence import check_equal, trials_of
 
 
 class Cancelling(nn.Module):
@@ -38,7 +38,7 @@ INPUTS = (torch.randn(2, 2048, generator=torch.Generator().manual_seed(2)),)
 
 def test_rounding_that_the_dense_network_has_itself_is_no_difference():
     dense, small = networks()
-    error = check_equal(small, dense, INPUTS, tolerance=1e-7, dynamic_batch=True)
+    error = check_equal(small, dense, trials_of(dense, INPUTS), tolerance=1e-7)
     assert 1e-7 < error < 1e-2
 
 
@@ -46,11 +46,12 @@ def test_a_difference_of_that_size_that_stays_in_float64_is_one():
     dense, small = networks()
     small.factor.data.fill_(1.0 + 1e-5)
     with pytest.raises(DivergedError, match="allowed 1e-07"):
-        check_equal(small, dense, INPUTS, tolerance=1e-7, dynamic_batch=True)
+        check_equal(small, dense, trials_of(dense, INPUTS), tolerance=1e-7)
 
 
 def test_a_network_given_in_float64_has_no_such_excuse():
     dense, small = (copy.deepcopy(net).double() for net in networks())
     small.factor.data.fill_(1.0 + 1e-8)
+    trials = trials_of(dense, tuple(x.double() for x in INPUTS))
     with pytest.raises(DivergedError, match="allowed 1e-09"):
-        check_equal(small, dense, tuple(x.double() for x in INPUTS), tolerance=1e-9, dynamic_batch=True)
+        check_equal(small, dense, trials, tolerance=1e-9)

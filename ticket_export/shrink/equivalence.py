@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -39,45 +40,109 @@ def relative_error(result: Tensor, reference: Tensor) -> float:
     return difference / scale if scale > 0 else (0.0 if difference == 0 else float("inf"))
 
 
-def check_equal(
-    small: nn.Module,
-    dense: nn.Module,
-    inputs: Sequence[Tensor],
-    *,
-    tolerance: float,
-    dynamic_batch: bool,
-    open_size: bool = True,
-) -> float:
-    """Return the largest relative error of `small` against `dense` over all trial inputs.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One set of inputs, and what the dense network gives for it.
 
-    Trials: the example inputs, and seeded normal inputs at batch 1 and 3 and at a second resolution, where
-    the dense network accepts them and `open_size` says that the small one should.
+    Attributes:
+        name: for messages.
+        inputs: tensors in the order of the forward.
+        outputs: all tensors of the dense network's answer.
+        has_example_size: whether height and width are those of the example.
+    """
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: list[Tensor]
+    has_example_size: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trials:
+    """What two networks are compared on, and whether the dense one takes any batch."""
+
+    all: Sequence[Trial]
+    dynamic_batch: bool
+
+
+def trials_of(dense: nn.Module, inputs: Sequence[Tensor]) -> Trials:
+    """Return the outputs of the dense network on the example inputs and wherever else it runs.
+
+    Seeded normal inputs are tried at batch 1 and 3 and at a second resolution.
+
+    Raises:
+        ShrinkError: it does not run on the example inputs, returns no tensor, or a value that is not finite.
+    """
+    with evaluating(dense), torch.no_grad():
+        try:
+            trials = [_trial(f"the example inputs {_shapes(inputs)}", dense, tuple(inputs))]
+        except FORWARD_ERRORS as error:
+            described = ", ".join(f"{tuple(x.shape)} {x.dtype}".replace("torch.", "") for x in inputs)
+            raise ShrinkError(
+                f"{type(dense).__name__} does not run on the example inputs {described}: {error}",
+                hint="check the shapes and types of the inputs, and of the weights",
+            ) from error
+        if not trials[0].outputs:
+            raise ShrinkError(f"{type(dense).__name__} returns no tensor")
+        try:
+            trials += [_random_trial(dense, _batch_like(inputs, batch)) for batch in BATCHES]
+        except FORWARD_ERRORS:  # its forward fixes the batch
+            alike = _batch_like(inputs, inputs[0].shape[0])
+            return Trials(all=[trials[0], _random_trial(dense, alike)], dynamic_batch=False)
+        larger = tuple(_random(x, _larger(x), 0) for x in inputs)
+        if any(a.shape[1:] != x.shape[1:] for a, x in zip(larger, inputs, strict=True)):
+            with suppress(*FORWARD_ERRORS):  # the dense network may have one resolution only
+                trials.append(replace(_random_trial(dense, larger), has_example_size=False))
+    return Trials(all=trials, dynamic_batch=True)
+
+
+def _random_trial(dense: nn.Module, inputs: tuple[Tensor, ...]) -> Trial:
+    return _trial(f"random inputs {_shapes(inputs)}", dense, inputs)
+
+
+def _trial(name: str, dense: nn.Module, inputs: tuple[Tensor, ...]) -> Trial:
+    outputs = _outputs(dense(*inputs))
+    if not all(torch.isfinite(output).all() for output in outputs):
+        raise ShrinkError(
+            f"the network's own output on {name} is not finite", hint="check its weights for NaN"
+        )
+    return Trial(name=name, inputs=inputs, outputs=outputs)
+
+
+def check_equal(
+    small: nn.Module, dense: nn.Module, trials: Trials, *, tolerance: float, open_size: bool = True
+) -> float:
+    """Return the largest relative error of `small` against the dense network over all trials.
 
     A deep network in float32 may differ by more from its own float64 than `tolerance`. Such an error is no
     difference when both networks, computed in float64, agree ten times better than `tolerance`, and the
     error is at most ten times the dense network's own rounding.
 
+    Args:
+        small: what is checked.
+        dense: what it should equal.
+        trials: of `dense` (`trials_of`).
+        tolerance: allowed max|a-b| / max|b|.
+        open_size: whether `small` should take heights and widths other than the example's.
+
     Raises:
-        ShrinkError: the dense network itself gives a value that is not finite.
         DivergedError: an error above `tolerance`; the text names the trial and the error.
     """
     worst = 0.0
     with evaluating(small), evaluating(dense), torch.no_grad():
-        for name, trial in _trials(dense, inputs, dynamic_batch=dynamic_batch, open_size=open_size):
-            references, results = _outputs(dense(*trial)), _outputs(small(*trial))
-            if not all(torch.isfinite(reference).all() for reference in references):
-                raise ShrinkError(
-                    f"the network's own output on {name} is not finite", hint="check its weights for NaN"
-                )
-            if len(results) != len(references):
+        for trial in trials.all:
+            if not (open_size or trial.has_example_size):
+                continue
+            results = _outputs(small(*trial.inputs))
+            if len(results) != len(trial.outputs):
                 raise DivergedError(
-                    f"the shrunk network returns {len(results)} tensors, not {len(references)}"
+                    f"the shrunk network returns {len(results)} tensors, not {len(trial.outputs)}"
                 )
-            error = _largest(results, references)
+            error = _largest(results, trial.outputs)
             if error > tolerance and not _is_rounding(small, dense, trial, error, tolerance):
                 raise DivergedError(
-                    f"the shrunk network differs from the dense one on {name}: relative error {error:.3g}, "
-                    f"allowed {tolerance:.3g}; nothing was written"
+                    f"the shrunk network differs from the dense one on {trial.name}: relative error "
+                    f"{error:.3g}, allowed {tolerance:.3g}; nothing was written"
                 )
             worst = max(worst, error)
     return worst
@@ -88,30 +153,16 @@ def _largest(results: Sequence[Tensor], references: Sequence[Tensor]) -> float:
     return max((relative_error(result, reference) for result, reference in pairs), default=0.0)
 
 
-def _is_rounding(
-    small: nn.Module, dense: nn.Module, trial: Sequence[Tensor], error: float, tolerance: float
-) -> bool:
-    if not any(x.dtype == torch.float32 for x in [*dense.parameters(), *trial]):
+def _is_rounding(small: nn.Module, dense: nn.Module, trial: Trial, error: float, tolerance: float) -> bool:
+    if not any(x.dtype == torch.float32 for x in [*dense.parameters(), *trial.inputs]):
         return False
-    wide_trial = tuple(x.double() if x.is_floating_point() else x for x in trial)
+    wide = tuple(x.double() if x.is_floating_point() else x for x in trial.inputs)
     try:
-        exact = _outputs(copy.deepcopy(dense).double()(*wide_trial))
-        error_in_float64 = _largest(_outputs(copy.deepcopy(small).double()(*wide_trial)), exact)
+        exact = _outputs(copy.deepcopy(dense).double()(*wide))
+        error_in_float64 = _largest(_outputs(copy.deepcopy(small).double()(*wide)), exact)
     except FORWARD_ERRORS:
         return False  # a forward that asks for float32
-    own_rounding = _largest(_outputs(dense(*trial)), exact)
-    return error_in_float64 <= tolerance / 10 and error <= 10 * own_rounding
-
-
-def accepts_any_batch(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
-    """Return whether the model runs on inputs like these at a batch of one and of three."""
-    with evaluating(model), torch.no_grad():
-        try:
-            for batch in BATCHES:
-                model(*_batch_like(inputs, batch))
-        except FORWARD_ERRORS:
-            return False
-    return True
+    return error_in_float64 <= tolerance / 10 and error <= 10 * _largest(trial.outputs, exact)
 
 
 @contextmanager
@@ -127,26 +178,6 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 def _outputs(value: object) -> list[Tensor]:
     return [leaf for leaf in _pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-def _trials(
-    dense: nn.Module, inputs: Sequence[Tensor], *, dynamic_batch: bool, open_size: bool
-) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
-    yield f"the example inputs {_shapes(inputs)}", tuple(inputs)
-    for batch in BATCHES if dynamic_batch else (inputs[0].shape[0],):
-        trial = _batch_like(inputs, batch)
-        yield f"random inputs {_shapes(trial)}", trial
-    larger = tuple(_random(x, _larger(x), 0) for x in inputs)
-    if (
-        open_size
-        and dynamic_batch
-        and any(a.shape[1:] != x.shape[1:] for a, x in zip(larger, inputs, strict=True))
-    ):
-        try:
-            dense(*larger)
-        except FORWARD_ERRORS:
-            return  # the dense network has one resolution only
-        yield f"random inputs {_shapes(larger)}", larger
 
 
 def _batch_like(inputs: Sequence[Tensor], batch: int) -> tuple[Tensor, ...]:

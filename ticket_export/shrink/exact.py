@@ -18,9 +18,9 @@ from ticket_export.channels.trace import Trace, example_tuple, trace
 from ticket_export.errors import DivergedError, ShrinkError
 from ticket_export.shrink.account import ShrinkReport, account
 from ticket_export.shrink.divergence import first_difference
-from ticket_export.shrink.equivalence import FORWARD_ERRORS, accepts_any_batch, check_equal
+from ticket_export.shrink.equivalence import FORWARD_ERRORS, Trials, check_equal, trials_of
 from ticket_export.shrink.fold import FoldedTensors, fold_constants
-from ticket_export.shrink.given import check_given, check_runs, main_dtype
+from ticket_export.shrink.given import check_given, main_dtype
 from ticket_export.shrink.graph_edits import RefusedEditError
 from ticket_export.shrink.graph_form import (
     constant_name,
@@ -126,16 +126,15 @@ def _check_options(options: _Options, tolerance: float) -> None:
 def _shrunk(dense: nn.Module, inputs: tuple[Tensor, ...], options: _Options, tolerance: float) -> Shrunk:
     """Return the proven result; what the graph form cannot express is kept, and all is decided again."""
     traced = trace(dense, inputs)
-    check_runs(dense, inputs)
+    trials = trials_of(dense, inputs)
     standard = make_layers_standard(dense, traced, inputs)
     if standard:
         traced = trace(dense, inputs)
-    dynamic_batch = accepts_any_batch(dense, inputs)
     refused: dict[tuple[str, int], str] = {}
     while True:
         analysis = _analysed(traced, options, refused)
         try:
-            small, plan, rel_error = _proven(dense, inputs, analysis, options, tolerance, dynamic_batch)
+            small, plan, rel_error = _proven(dense, inputs, analysis, options, tolerance, trials)
         except RefusedEditError as refusal:
             new_axes = refusal.axes - refused.keys()
             if not new_axes:
@@ -145,7 +144,7 @@ def _shrunk(dense: nn.Module, inputs: tuple[Tensor, ...], options: _Options, tol
         plan = replace(plan, standard=standard)
         report = account(
             small, dense, inputs, analysis.graph, analysis.groups, analysis.sinks, analysis.decision, plan,
-            rel_error=rel_error, dynamic_batch=dynamic_batch,
+            rel_error=rel_error, dynamic_batch=trials.dynamic_batch,
         )  # fmt: skip
         return Shrunk(model=small, plan=plan, report=report)
 
@@ -181,7 +180,7 @@ def _proven(
     analysis: _Analysis,
     options: _Options,
     tolerance: float,
-    dynamic_batch: bool,
+    trials: Trials,
 ) -> tuple[nn.Module, Plan, float]:
     """Return the first form that runs and computes the same function, its plan, and its error."""
     graph, decision, folded = analysis.graph, analysis.decision, analysis.folded
@@ -193,16 +192,13 @@ def _proven(
         plan = replace(plan, live_rows=live)
 
     def checked(small: nn.Module, open_size: bool = True) -> float:
-        return check_equal(
-            small, dense, inputs, tolerance=tolerance,
-            dynamic_batch=dynamic_batch, open_size=open_size,
-        )  # fmt: skip
+        return check_equal(small, dense, trials, tolerance=tolerance, open_size=open_size)
 
     if has_dead_layer(analysis.sinks, decision):
+        needed = plan_from_kept(graph, decision.needed, folded)
         with suppress(RefusedEditError, DivergedError):  # the dead layers stay, one channel wide
-            needed = plan_from_kept(graph, decision.needed, folded)
-            small, its_plan = _without_dead_layers(dense, inputs, graph.trace, plan, needed, folded)
-            if its_plan.constants:
+            if constant_operands(graph, plan, needed):
+                small, its_plan = _without_dead_layers(dense, inputs, graph.trace, plan, needed, folded)
                 return small, its_plan, checked(small, its_plan.open_size)
     small = model_from_plan(dense, plan, folded)
     try:

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
-from torch.utils import _pytree
 
 from ticket_export.errors import ShrinkError
-from ticket_export.shrink.equivalence import FORWARD_ERRORS, evaluating
 
 
 def main_dtype(model: nn.Module) -> torch.dtype:
@@ -56,22 +54,3 @@ def check_given(model: nn.Module, inputs: Sequence[Tensor]) -> None:
     for position, x in enumerate(inputs):
         if x.device != device:
             raise ShrinkError(f"example_inputs[{position}] is on {x.device}, the model on {device}")
-
-
-def check_runs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
-    """Raise unless the model takes the inputs and returns at least one tensor.
-
-    Raises:
-        ShrinkError: with what the forward said, or what it returned.
-    """
-    with evaluating(model), torch.no_grad():
-        try:
-            output = model(*inputs)
-        except FORWARD_ERRORS as error:
-            shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}".replace("torch.", "") for x in inputs)
-            raise ShrinkError(
-                f"{type(model).__name__} does not run on the example inputs {shapes}: {error}",
-                hint="check the shapes and types of the inputs, and of the weights",
-            ) from error
-    if not any(isinstance(leaf, Tensor) for leaf in _pytree.tree_leaves(output)):
-        raise ShrinkError(f"{type(model).__name__} returns a {type(output).__name__}, which holds no tensor")

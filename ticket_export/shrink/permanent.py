@@ -54,9 +54,10 @@ def make_layers_standard(model: nn.Module, traced: Trace, inputs: Sequence[Tenso
     Returns:
         The paths of the layers that were turned.
     """
-    seen = _calls(model, list(weights_by_module(traced)), inputs)
+    weights = weights_by_module(traced)
+    seen = _calls(model, list(weights), inputs) if weights else {}
     turned = []
-    for path, weight in weights_by_module(traced).items():
+    for path, weight in weights.items():
         layer = model.get_submodule(path)
         if path not in seen or _standard_class(layer) is None:
             continue
