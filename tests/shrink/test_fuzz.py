@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_networks import BAR, STEPS, check, random_network
+from random_networks import BAR, STEPS, check, error_on, fresh_inputs, random_network
 from torch import Tensor, nn
+
+from ticket_export.shrink.exact import shrink
 
 # N images, C channels
 
@@ -51,6 +53,24 @@ def test_random_networks_are_shrunk_exactly(seldom_collected: None, seed: int) -
 @given(seed=SEEDS)
 def test_many_random_networks_are_shrunk_exactly(seldom_collected: None, seed: int) -> None:
     holds(seed)
+
+
+@pytest.mark.parametrize("seed", [6001, 6002, 6013, 6015, 6016, 6018])
+def test_what_is_shrunk_once_has_nothing_more_to_lose(seed: int) -> None:
+    drawn = random_network(seed)
+    once = shrink(drawn.net, drawn.inputs)
+    again = shrink(once.model, drawn.inputs)
+    assert again.report.params == once.report.params < once.report.params_dense
+
+
+def test_a_weight_that_is_off_by_a_millionth_is_seen() -> None:
+    drawn = random_network(6001)
+    small = shrink(drawn.net, drawn.inputs).model
+    trials = fresh_inputs(drawn.net, drawn.inputs, 0)
+    assert max(error_on(trial, small, drawn.net) for trial in trials) <= BAR
+    for parameter in small.parameters():
+        parameter.data.mul_(1 + 1e-6)
+    assert max(error_on(trial, small, drawn.net) for trial in trials) > BAR
 
 
 def test_a_seed_gives_the_same_network_again() -> None:
