@@ -186,11 +186,8 @@ def _batch_like(inputs: Sequence[Tensor], batch: int) -> tuple[Tensor, ...]:
 
 def _larger(x: Tensor) -> tuple[int, ...]:
     """Return batch 1 and every axis from 2 up a quarter longer, a multiple of 4 where it was one."""
-    return (
-        (1, x.shape[1], *(size + max(4, size // 16 * 4) for size in x.shape[2:]))
-        if x.dim() == 4
-        else tuple(x.shape)
-    )
+    sizes = (size + max(4, size // 16 * 4) for size in x.shape[2:])
+    return (1, x.shape[1], *sizes) if x.dim() > 2 and x.is_floating_point() else (1, *x.shape[1:])
 
 
 def _random(x: Tensor, shape: Sequence[int], salt: int) -> Tensor:

@@ -179,7 +179,8 @@ class _Decider:
         while True:
             before = int(self.needed.sum())
             for sink in reversed(self.sinks):
-                row_matters = self.needed[sink.rows]
+                # a carrier or a filler that is constant keeps its value too
+                row_matters = self.needed[sink.rows] | (self.extra[sink.rows] & ~sink.row_is_tainted)
                 if row_matters.any():
                     read = (sink.is_nonzero if row_matters.all() else sink.is_nonzero[row_matters]).any(dim=0)
                     self.needed[sink.columns[read & ~sink.foldable]] = True
