@@ -84,12 +84,21 @@ def random_network(seed: int) -> Drawn:
     """Return the network of a seed: the same in every run and on every machine."""
     for attempt in range(100):
         drawn = _drawn(seed, random.Random(f"shrink-{seed}-{attempt}"))
-        with torch.no_grad():
-            result = drawn.net(*drawn.inputs)
-        sizes = [float(x.abs().max()) for x in ((result,) if isinstance(result, Tensor) else result)]
-        if all(size == 0 or size > FAINT for size in sizes):  # not the rounding of a difference that is zero
+        if _means_something(drawn):
             return drawn
     raise AssertionError(f"seed {seed} gives no network with an output that means anything")
+
+
+def _means_something(drawn: Drawn) -> bool:
+    """Return whether the network takes a batch of 1, and no output is the rounding of a sum that is zero."""
+    with torch.no_grad():
+        try:
+            drawn.net(*(x[:1] for x in drawn.inputs))
+        except FORWARD_ERRORS:
+            return False  # torch refuses to normalise a single number
+        result = drawn.net(*drawn.inputs)
+    sizes = [float(x.abs().max()) for x in ((result,) if isinstance(result, Tensor) else result)]
+    return all(size == 0 or size > FAINT for size in sizes)
 
 
 def _drawn(seed: int, rng: random.Random) -> Drawn:

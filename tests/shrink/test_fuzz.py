@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import random
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from random_layers import Apply, FreeProduct, fill
 from random_networks import BAR, STEPS, check, error_on, fresh_inputs, random_network
+from random_steps import POINTWISE
 from torch import Tensor, nn
 
 from ticket_export.shrink.exact import shrink
@@ -171,3 +174,21 @@ class Gram(nn.Module):
 
 def test_an_einsum_of_a_tensor_with_itself_is_exact() -> None:
     assert check(Gram().double().eval(), images(5, 3)).error <= BAR
+
+
+def test_a_matrix_that_reads_constants_alone_keeps_the_one_it_needs() -> None:
+    net = nn.Sequential(
+        nn.Linear(3, 6), FreeProduct(6, 4, "matmul"), Apply("sqrt", POINTWISE["sqrt"]), nn.Linear(4, 2)
+    )
+    net = fill(net, random.Random(0), with_zeros=False)
+    net[0].weight.data[:2] = 0.0
+    net[1].weight.data[2:] = 0.0  # what the two constant channels give is constant, and has no bias to be in
+    outcome = check(net, images(5, 3))
+    assert outcome.shrunk.report.params < outcome.shrunk.report.params_dense
+
+
+@pytest.mark.xfail(strict=True, reason="a shuffle that moves nothing is left with its groups")
+def test_a_shuffle_of_one_channel_per_group_loses_groups() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ChannelShuffle(5), nn.Conv2d(5, 2, 1)).double().eval()
+    net[0].weight.data[:1] = 0.0
+    assert check(net, images()).shrunk.report.params == 4 * 3 + 4 + 4 * 2 + 2
