@@ -42,7 +42,7 @@ class Stage:
 STAGES: Final[Mapping[StageWord, Stage]] = {
     "train": Stage(word="train", revision=1, parents=("train", "find")),
     "find": Stage(word="find", revision=1, parents=("train", "find")),
-    "shrink": Stage(word="shrink", revision=1, parents=("train", "find")),
+    "shrink": Stage(word="shrink", revision=2, parents=("train", "find")),
     "export": Stage(word="export", revision=1, parents=("train", "shrink")),
     "measure": Stage(word="measure", revision=1, parents=("export",), on_machine=True),
     "report": Stage(word="report", revision=2, parents=("train", "find", "shrink", "export", "measure")),

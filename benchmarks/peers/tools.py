@@ -1,6 +1,6 @@
 """Each tool as its own manual says, on a masked network: what comes back runs, and can be counted.
 
-ours: `shrink(model, x, tolerance=1e-4)`, the bar of this comparison.
+ours: `shrink(model, x)`.
 torch-simplify: `simplify(model, zeros)`, a zero tensor of the usual input shape; it fuses norms first.
 torch-pruning: `build_dependency`, then from every group the channels that are zero: each layer that writes
     the channel has a zero row, or a zero gamma in the norm behind it; where grouped convolutions or attention
@@ -55,7 +55,7 @@ def num_values(model: nn.Module) -> int:
 
 def ours(model: nn.Module, x_NCHW: Tensor) -> Small:
     """Shrink it here."""
-    shrunk = shrink(model, x_NCHW, tolerance=EQUAL)
+    shrunk = shrink(model, x_NCHW)
     small = shrunk.model.eval()
     return Small(run=small, num_values=num_values(small), note=f"{shrunk.report.form} form")
 

@@ -225,11 +225,12 @@ class ShrinkSection(Section):
 
     Attributes:
         tolerance: largest relative difference between the network before and after.
-        residual: `union` keeps a channel of a residual stream while any writer uses it.
+        residual: `union` keeps a channel of a residual stream while any writer uses it; `index` also lets
+            each writer compute its live rows alone.
     """
 
     tolerance: Annotated[float, Field(gt=0.0)] = 1e-5
-    residual: Literal["union"] = "union"
+    residual: Literal["union", "index"] = "union"
 
 
 class ExportSection(Section):

@@ -27,7 +27,7 @@ from ticket_export.shrink.plan import Plan
 from ticket_export.shrink.surgery import model_from_plan
 
 PLAN, WEIGHTS, MANIFEST = "plan.json", "weights.safetensors", "manifest.json"
-SCHEMA = 1
+SCHEMA = 2  # of the manifest and the plan
 
 
 def save_bundle(shrunk: Shrunk, folder: str | Path, *, origin: Mapping[str, object] | None = None) -> None:

@@ -193,6 +193,11 @@ class GraphEditor:
         if len(lost) > 1 or result.dim() != source.dim():
             raise self._refusal(node)
         (axis,) = lost
+        axes = _moved_axes(node, source.dim())
+        if axis not in axes:
+            return
+        if axes != {axis}:
+            raise self._refusal(node)
         view = [1] * source.dim()
         view[axis] = source.shape[axis]
         places = torch.arange(source.shape[axis]).reshape(view).expand(source.shape)
@@ -202,10 +207,6 @@ class GraphEditor:
         if not isinstance(positions, Tensor) or varying_axes(compact(positions)) not in ([axis], []):
             raise self._refusal(node)
         line = positions.movedim(axis, 0).flatten(1)[:, 0]
-        if torch.equal(line, torch.arange(source.shape[axis])):
-            return  # it moves other axes alone
-        if any(result.shape[i] != source.shape[i] for i in range(source.dim()) if i != axis):
-            raise self._refusal(node)
         rank = self.kept_along(source, axis).cumsum(0) - 1
         self._select(node, axis, rank[line[self.kept_along(result, axis)]])
 
@@ -261,6 +262,21 @@ def _source(node: Node) -> Node:
     source = node.args[0]
     assert isinstance(source, Node)
     return source
+
+
+def _moved_axes(node: Node, num_axes: int) -> set[int]:
+    """Return the axes along which an operation of `_PERMUTED` moves elements."""
+    name = ops.op_name(node)
+    if name == "channel_shuffle":
+        return {1}
+    if name in {"repeat", "tile"}:
+        repeats = ops.argument(node, "repeats" if name == "repeat" else "dims")
+        first = num_axes - len(repeats)
+        return {first + position for position, number in enumerate(repeats) if number != 1}
+    given = ops.argument(node, "dims" if name in {"roll", "flip"} else "dim")
+    return {axis % num_axes for axis in ops.numbers(given)} or (
+        {0} if name == "slice" else set(range(num_axes))
+    )
 
 
 def _number(argument: object) -> object:
