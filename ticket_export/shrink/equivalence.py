@@ -115,8 +115,8 @@ def check_equal(
     """Return the largest relative error of `small` against the dense network over all trials.
 
     A deep network in float32 may differ by more from its own float64 than `tolerance`. Such an error is no
-    difference when both networks, computed in float64, agree ten times better than `tolerance`, and the
-    error is at most ten times the dense network's own rounding.
+    difference when both networks, computed in float64, agree within `tolerance`, and the error is at most
+    ten times the dense network's own rounding.
 
     Args:
         small: what is checked.
@@ -162,7 +162,7 @@ def _is_rounding(small: nn.Module, dense: nn.Module, trial: Trial, error: float,
         error_in_float64 = _largest(_outputs(copy.deepcopy(small).double()(*wide)), exact)
     except FORWARD_ERRORS:
         return False  # a forward that asks for float32
-    return error_in_float64 <= tolerance / 10 and error <= 10 * _largest(trial.outputs, exact)
+    return error_in_float64 <= tolerance and error <= 10 * _largest(trial.outputs, exact)
 
 
 @contextmanager
