@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ticket_export.channels import ops
 from ticket_export.channels.classes import FIXED
+from ticket_export.channels.compact import core
 from ticket_export.channels.graph import ChannelGroup, labelled_axes
 from ticket_export.channels.labelled import LabelledGraph
 from ticket_export.channels.mask import Mask, check_mask
+from ticket_export.channels.trace import concrete_shape
 from ticket_export.shrink.fold import Fold, FoldedTensors
 
 
@@ -23,6 +26,7 @@ class Plan:
     Attributes:
         kept: tensor name -> axis -> kept positions in dense numbering, ascending; axes kept whole are absent.
         grouped: weight of a grouped convolution -> (number of groups, kept inputs), both in dense numbering.
+        bare_norms: path of a norm without tensors -> its new number of channels.
         new_biases: weights whose layer gains a bias.
         terms: weights whose layer adds a border term.
         live_rows: weight -> the rows it computes, among those kept; the others are zero (`residual="index"`).
@@ -36,6 +40,7 @@ class Plan:
 
     kept: Mapping[str, Mapping[int, tuple[int, ...]]]
     grouped: Mapping[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+    bare_norms: Mapping[str, int] = field(default_factory=dict)
     new_biases: tuple[str, ...] = ()
     terms: tuple[str, ...] = ()
     live_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -54,6 +59,7 @@ class Plan:
             "grouped": {
                 name: {"groups": g, "inputs": list(kept)} for name, (g, kept) in self.grouped.items()
             },
+            "bare_norms": dict(self.bare_norms),
             "new_biases": list(self.new_biases),
             "terms": list(self.terms),
             "live_rows": {name: list(rows) for name, rows in self.live_rows.items()},
@@ -76,6 +82,7 @@ class Plan:
             grouped={
                 name: (entry["groups"], tuple(entry["inputs"])) for name, entry in value["grouped"].items()
             },
+            bare_norms=dict(value["bare_norms"]),
             new_biases=tuple(value["new_biases"]),
             terms=tuple(value["terms"]),
             live_rows={name: tuple(rows) for name, rows in value["live_rows"].items()},
@@ -133,10 +140,27 @@ def plan_from_kept(graph: LabelledGraph, kept: Tensor, folded: FoldedTensors) ->
     return Plan(
         kept=positions,
         grouped=grouped,
+        bare_norms=_bare_norms(graph, kept),
         new_biases=tuple(sorted(folded.new_biases)),
         terms=tuple(sorted(folded.terms)),
         folds=tuple(folded.folds),
     )
+
+
+def _bare_norms(graph: LabelledGraph, kept: Tensor) -> dict[str, int]:
+    """Return the new widths of the norms whose width no tensor tells."""
+    found = {}
+    for node, labels in graph.values.items():
+        is_norm = ops.op_name(node) in {"instance_norm", "group_norm", *ops.BATCH_NORMS}
+        if not is_norm or any(source.op == "get_attr" for source in node.all_input_nodes):
+            continue
+        line = core(graph.classes.roots(labels if isinstance(labels, Tensor) else labels[0]))
+        keep = kept[line].movedim(1, 0).flatten(1).any(dim=1).expand(concrete_shape(node)[1])
+        stack = node.meta.get("nn_module_stack")
+        if stack and not keep.all():
+            *_, (path, _) = stack.values()
+            found[path] = int(keep.sum())
+    return found
 
 
 def _positions(keep: Tensor) -> tuple[int, ...]:

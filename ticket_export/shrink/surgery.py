@@ -71,6 +71,8 @@ def model_from_plan(model: nn.Module, plan: Plan, folded: FoldedTensors | None =
     groups_by_id = {id(_attribute(small, name)): number for name, number in num_groups.items()}
     for module in small.modules():
         update_sizes(module, groups_by_id.get(id(getattr(module, "weight", None))))
+    for path, num_channels in plan.bare_norms.items():
+        _resize_bare_norm(small.get_submodule(path), num_channels)
     return small
 
 
@@ -158,6 +160,14 @@ def update_sizes(module: nn.Module, num_groups: int | None = None) -> None:
         module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
+
+
+def _resize_bare_norm(norm: nn.Module, num_channels: int) -> None:
+    if isinstance(norm, nn.GroupNorm):
+        norm.num_groups = norm.num_groups * num_channels // norm.num_channels
+        norm.num_channels = num_channels
+    elif isinstance(norm, _NormBase):
+        norm.num_features = num_channels
 
 
 def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
