@@ -57,7 +57,9 @@ def onnx_from_module(
     """
     path = Path(path)
     _require_precision(model, precision)
-    module = copy.deepcopy(model).cpu().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, when a traced graph is copied
+        module = copy.deepcopy(model).cpu().eval()
     inputs = _tracing_inputs(example_inputs)
     check_inputs, expected = _reference(module, inputs)
     names = (input_names(len(inputs)), output_names(len(expected)))
