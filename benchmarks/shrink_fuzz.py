@@ -103,6 +103,9 @@ def read(file: Path, at_commit: str | None) -> dict[int, Row]:
             except json.JSONDecodeError:
                 continue
             if at_commit in (None, row["commit"]):
+                earlier = rows.get(row["seed"])
+                if earlier is not None and earlier["status"] != "exact":
+                    row["failed_before"] = f"{earlier['error'].splitlines()[0]} (at {earlier['commit']})"
                 rows[row["seed"]] = row
     return rows
 
@@ -166,6 +169,7 @@ def summary(rows: list[Row], command: str) -> Row:
         "layers": {kind: [kinds[kind], containing[kind]] for kind, _ in kinds.most_common()},
         "wall_s": {"sum": round(sum(walls_s), 1), "median": statistics.median(walls_s), "max": max(walls_s)},
         "failures": [{key: row[key] for key in ("seed", "error", "network")} for row in failed],
+        "failed_before": {str(row["seed"]): row["failed_before"] for row in exact if "failed_before" in row},
         "largest_errors": sorted(((row["rel_error"], row["seed"]) for row in exact), reverse=True)[:10],
     }
 
@@ -209,9 +213,13 @@ def page(facts: Row) -> str:
         "## Failures",
         "",
     ]
-    for failure in facts["failures"]:
-        lines += [f"- seed {failure['seed']}: {failure['error'].splitlines()[0]}"]
-    return "\n".join([*lines, "" if facts["failures"] else "None.\n"])
+    lines += [
+        f"- seed {failure['seed']}: {failure['error'].splitlines()[0]}" for failure in facts["failures"]
+    ] or ["None."]
+    if facts["failed_before"]:
+        lines += ["", "Exact now, and a failure at an earlier commit of this run:", ""]
+        lines += [f"- seed {seed}: {error}" for seed, error in facts["failed_before"].items()]
+    return "\n".join([*lines, ""])
 
 
 def main() -> None:
