@@ -157,7 +157,7 @@ class _Decider:
         self.axes = [axis.labels for axis in labelled_axes(graph)]
         self.grids = self._tensors_with_two_channel_axes()
         may_round = [group for group in groups if group.pinned is None and group.producers and round_to > 1]
-        self.rounded = {self._roots(group): self._norms(group) for group in may_round}
+        self.rounded = [(self._roots(group), self._norms(group)) for group in may_round]
 
     def run(self) -> Decision:
         while True:
@@ -253,7 +253,7 @@ class _Decider:
         """Return whether a carrier is wanted here rather than a term: it must not widen a rounded group."""
         if self.padded_constants != "auto" or self.round_to == 1:
             return self.padded_constants != "term"
-        group = next((roots for roots in self.rounded if (roots == root).any()), None)
+        group = next((roots for roots, _ in self.rounded if (roots == root).any()), None)
         return group is None or int(self.kept[group].sum()) % self.round_to != 0
 
     def _needy_sinks(self) -> list[Sink]:
@@ -269,7 +269,7 @@ class _Decider:
     # ------------------------------------------------------------------ widths the hardware likes
 
     def _round_widths_up(self) -> None:
-        for roots, score_C in self.rounded.items():
+        for roots, score_C in self.rounded:
             num_kept = int(self.kept[roots].sum())
             target = min(len(roots), -(-num_kept // self.round_to) * self.round_to)
             if num_kept and target > num_kept:
