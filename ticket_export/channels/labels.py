@@ -128,7 +128,7 @@ class _Labeller:
             return self._contraction(node, _weight_first(node, rows=1, axis=1, is_padded=True))
         weight = str(node.args[1].target)  # type: ignore[union-attr]
         if groups != self.operands.first(node).shape[1] or self.graph.trace.tensor(weight).shape[1] != 1:
-            return self._unknown(node)
+            return self._kept_whole(node, f"grouped transposed convolution {weight} (groups={groups})")
         return self._depthwise(node, weight, self.classes.collapse(self.operands.first(node), axis=1))
 
     def _grouped_convolution(self, node: Node, is_padded: bool) -> Labels:
@@ -316,13 +316,17 @@ class _Labeller:
 
     def _unknown(self, node: Node) -> Labels:
         name = ops.op_name(node) or str(node.target)
+        operands = [labels for source in node.all_input_nodes for labels in self.operands.tensors(source)]
+        if any((core(labels) != FREE).any() for labels in operands):
+            self.graph.unknown_ops.add(name)
+        return self._kept_whole(node, f"unknown operation {name}")
+
+    def _kept_whole(self, node: Node, reason: str) -> Labels:
         for source in node.all_input_nodes:
             if source.op == "get_attr":
-                self._pin_whole(str(source.target), f"unknown operation {name}")
+                self._pin_whole(str(source.target), reason)
             for labels in self.operands.tensors(source):
-                self.classes.pin(labels, f"unknown operation {name}")
-                if (core(labels) != FREE).any():
-                    self.graph.unknown_ops.add(name)
+                self.classes.pin(labels, reason)
         value = node.meta["val"]
         if isinstance(value, tuple | list):
             return tuple(_fixed(example_shape(part)) for part in value if isinstance(part, Tensor))
