@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
@@ -119,7 +120,8 @@ def markdown(lines: Lines, command: str) -> str:
     table = list(cells())
     facts = machine_facts()
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "timm"))
-    commits = sorted({line["commit"] for line in lines.values()})
+    counts = Counter(lines[cell.key]["commit"] for cell in table if cell.key in lines)
+    commits = [f"{version} ({count} cells)" for version, count in counts.most_common()]
     head = (
         "# Coverage of the exact shrink\n\n"
         f"`{command}`; {facts['cpu']}, one thread; {versions}; ticket_export at {', '.join(commits)}.\n\n"
