@@ -7,6 +7,7 @@ import copy
 import gc
 import inspect
 import io
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -155,7 +156,7 @@ def _read_shared_tensors_by_one_name(module: GraphModule, model: nn.Module) -> N
 def _exported(
     model: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: object
 ) -> torch.export.ExportedProgram:
-    with torch.no_grad(), warnings.catch_warnings(), _collector_at_rest():
+    with torch.no_grad(), warnings.catch_warnings(), _quietly():
         # torch warns about its own deprecated internals during export; the user can do nothing about it
         warnings.simplefilter("ignore")
         program = export(model, inputs, dynamic_shapes=dynamic_shapes)  # type: ignore[arg-type]
@@ -164,13 +165,20 @@ def _exported(
 
 
 @contextlib.contextmanager
-def _collector_at_rest() -> Iterator[None]:
-    """Keep Python's garbage collector from scanning the millions of young objects that an export makes."""
-    was_on = gc.isenabled()
+def _quietly() -> Iterator[None]:
+    """Rest Python's garbage collector and torch's log of open sizes for the block.
+
+    The collector would scan the millions of young objects that an export makes; the log prints pages about
+    sizes that it could not simplify.
+    """
+    log, was_on = logging.getLogger("torch.fx.experimental.symbolic_shapes"), gc.isenabled()
+    level = log.level
     gc.disable()
+    log.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        log.setLevel(level)
         if was_on:
             gc.enable()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -196,37 +196,52 @@ def _proven(
 
     if has_dead_layer(analysis.sinks, decision):
         needed = plan_from_kept(graph, decision.needed, folded)
-        with suppress(RefusedEditError, DivergedError):  # the dead layers stay, one channel wide
-            if constant_operands(graph, plan, needed):
-                small, its_plan = _without_dead_layers(dense, inputs, graph.trace, plan, needed, folded)
-                return small, its_plan, checked(small, its_plan.open_size)
+        if constant_operands(graph, plan, needed):
+            with suppress(ShrinkError):  # else they stay, one channel wide
+                return _graph_form(
+                    dense, inputs, _as_graph(plan, graph.trace, inputs), folded, checked, needed
+                )
     small = model_from_plan(dense, plan, folded)
     try:
         return small, plan, checked(small)
     except (DivergedError, *FORWARD_ERRORS) as error:
         # the forward holds a channel count (torch refuses the shapes, or halves come out unequal)
         reason = error
-    graph_plan = _as_graph(plan, graph.trace, inputs)
-    if graph_plan.open_size:
-        with suppress(DivergedError, *FORWARD_ERRORS):  # sizes that torch.export took for fixed
-            small = _graph_form(dense, inputs, graph_plan, folded)
-            return small, graph_plan, checked(small)
-        graph_plan = replace(graph_plan, open_size=False)
-    small = _graph_form(dense, inputs, graph_plan, folded)
     try:
-        return small, graph_plan, checked(small, open_size=False)
+        return _graph_form(dense, inputs, _as_graph(plan, graph.trace, inputs), folded, checked)
     except DivergedError as error:
-        place = first_difference(small, dense, graph_plan, graph, decision, inputs, tolerance=tolerance)
+        plan = _as_graph(plan, graph.trace, inputs)
+        small, plan = _built_graph(dense, inputs, replace(plan, open_size=False), folded)
+        place = first_difference(small, dense, plan, graph, decision, inputs, tolerance=tolerance)
         raise DivergedError(f"{error}; {place}") from reason
+
+
+def _graph_form(
+    dense: nn.Module,
+    inputs: Sequence[Tensor],
+    plan: Plan,
+    folded: FoldedTensors,
+    checked: Callable[[nn.Module, bool], float],
+    needed: Plan | None = None,
+) -> tuple[nn.Module, Plan, float]:
+    """Return the graph form with its plan and error, its sizes open where torch.export leaves them so.
+
+    Raises:
+        RefusedEditError: it cannot be written.
+        DivergedError: it is another function.
+        ShrinkError: it does not run.
+    """
+    if plan.open_size:
+        with suppress(DivergedError, *FORWARD_ERRORS):  # torch.export took a size for fixed
+            small, open_plan = _built_graph(dense, inputs, plan, folded, needed)
+            return small, open_plan, checked(small, True)
+    small, plan = _built_graph(dense, inputs, replace(plan, open_size=False), folded, needed)
+    try:
+        return small, plan, checked(small, False)
     except FORWARD_ERRORS as error:
         raise ShrinkError(
             f"the shrunk network does not run: {error}", hint="please report the network; nothing was written"
-        ) from reason
-
-
-def _graph_form(dense: nn.Module, inputs: Sequence[Tensor], plan: Plan, folded: FoldedTensors) -> nn.Module:
-    small = model_from_plan(dense, plan, folded)
-    return graph_form(small, open_graph(dense, plan, inputs), plan, type(dense).__name__)
+        ) from error
 
 
 def _as_graph(plan: Plan, traced: Trace, inputs: Sequence[Tensor]) -> Plan:
@@ -234,17 +249,16 @@ def _as_graph(plan: Plan, traced: Trace, inputs: Sequence[Tensor]) -> Plan:
     return replace(plan, form="graph", inputs=described, open_size=may_open_sizes(traced))
 
 
-def _without_dead_layers(
+def _built_graph(
     dense: nn.Module,
     inputs: Sequence[Tensor],
-    traced: Trace,
     plan: Plan,
-    needed: Plan,
     folded: FoldedTensors,
+    needed: Plan | None = None,
 ) -> tuple[nn.Module, Plan]:
-    plan = _as_graph(plan, traced, inputs)
+    """Return the graph form and its plan; given `needed`, constants take the place of dead layers."""
     graph = open_graph(dense, plan, inputs)
-    operands = constant_operands(graph, plan, needed)
+    operands = {} if needed is None else constant_operands(graph, plan, needed)
     shapes = {
         node: (operand, None if value is None else tuple(value.shape))
         for node, (operand, value) in operands.items()

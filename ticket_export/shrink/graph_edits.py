@@ -119,6 +119,8 @@ class GraphEditor:
         if sizes.count(-1) > 1 and ops.op_name(node) != "expand":
             raise self._refusal(node)
         node.update_arg(1, sizes)
+        if ops.op_name(node) != "expand":
+            node.target = torch.ops.aten.reshape.default  # what is selected does not lie as it lay before
 
     def _repad(self, node: Node) -> None:
         labels, amounts = self.part(node), list(node.args[1])  # type: ignore[arg-type]
