@@ -17,6 +17,7 @@ import json
 import math
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from costs.line import IMAGENET, Network
-from costs.shrink import half_dead, torchvision_schemas
+from costs.shrink import torchvision_schemas
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -34,6 +35,9 @@ from ticket_export.measure.load import LoadMeter
 from ticket_export.measure.speedup import mean_interval
 from ticket_export.shrink.exact import shrink
 from ticket_export.store.machine import machine_facts
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "shrink"))
+from pruning_laws import pruned_as_trained
 
 TORCHVISION_SCHEMAS = torchvision_schemas()  # before torchvision is imported, for as long as the reference
 
@@ -66,7 +70,7 @@ def measured(name: str, num_rounds: int) -> dict[str, Any]:  # Any: JSON
     """Return the samples of one network and what each tool leaves of it; one call of each comes before."""
     network = Network(f"torchvision:{name}", IMAGENET, {})
     x_NCHW = network.examples()
-    model = half_dead(with_a_head(network.built()), x_NCHW)
+    model = pruned_as_trained(network.built(), x_NCHW, "rows")
     params = {"given": _count(model)}
     wall_s: dict[str, list[float]] = {tool: [] for tool in TOOLS}
     cpu_s: dict[str, list[float]] = {tool: [] for tool in TOOLS}
@@ -91,15 +95,6 @@ def measured(name: str, num_rounds: int) -> dict[str, Any]:  # Any: JSON
         "other_cores": load.other_cores,
         "steal_cores": load.steal_cores,
     }
-
-
-def with_a_head(model: nn.Module) -> nn.Module:
-    """Draw the linear layers that start as zeros: behind them the whole network would be dead."""
-    generator = torch.Generator().manual_seed(0)
-    for layer in (module for module in model.modules() if isinstance(module, nn.Linear)):
-        if not layer.weight.any():
-            layer.weight.data.normal_(0, layer.in_features**-0.5, generator=generator)
-    return model
 
 
 def ratio_of(ours_s: Sequence[float], theirs_s: Sequence[float]) -> dict[str, float]:
@@ -151,7 +146,7 @@ def written(cases: Sequence[Mapping[str, Any]], arguments: argparse.Namespace) -
         f"`{command}`; {facts['cpu']}, {facts['num_usable_cores']} cores, {arguments.threads} threads; "
         f"{packages}; {arguments.rounds} rounds after one call of each, both tools in every round in random "
         "order.\n\n"
-        "Half of the filters of every free group are zero and the betas of their norms are kept; 3x224x224. "
+        "Half of the rows of every layer but the last are zero, all biases and betas are kept; 3x224x224. "
         "A cell is the median (lowest-highest) of the rounds, the ratio is of one round, with a 95 % t "
         "interval over the rounds. Ours compares the two networks at the end, at two batches and two "
         "resolutions; torch-pruning builds its graph and prunes, compares nothing and drops the constants of "
