@@ -246,6 +246,7 @@ def main() -> None:
     run(file, missing, at_commit, time.monotonic() + 60 * arguments.minutes)
     rows = [row for seed, row in sorted(read(file, counted).items()) if seed in wanted]
     command = f"python benchmarks/shrink_fuzz.py --num {arguments.num} --first {arguments.first}"
+    command += " --any-commit --retry" if arguments.any_commit else ""
     facts = summary(rows, command)
     print(page(facts))
     if arguments.results is not None:
