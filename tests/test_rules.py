@@ -100,8 +100,8 @@ def test_imports_go_down_only_and_rooms_of_one_floor_are_strangers() -> None:
 
 
 def test_the_packages_themselves_import_nothing() -> None:
-    # an import there would be paid by everyone who wants one file of the room; the bridge and the command line
-    # are entered by their own name, and are torch-free at import
+    # an import there would be paid by everyone who wants one file of the room; the bridge and the command
+    # line are entered by their own name, and are torch-free at import
     wrong = [
         f"{_name(path)}: {ast.unparse(node)}"
         for path in _files()
