@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from ticket_export.channels.graph import ChannelGroup
 from ticket_export.channels.labelled import LabelledGraph
 from ticket_export.channels.mask import Mask
 from ticket_export.errors import ShrinkError
+from ticket_export.shrink.equivalence import FORWARD_ERRORS, evaluating
 from ticket_export.shrink.fold import FoldedTensors
 from ticket_export.shrink.layers import MORE, give_more, live_rows, scatter_from_live
 from ticket_export.shrink.plan import Plan, plan_from_mask
@@ -160,6 +163,40 @@ def update_sizes(module: nn.Module, num_groups: int | None = None) -> None:
         module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
+
+
+def resize_unread_norms(small: nn.Module, inputs: Sequence[Tensor]) -> dict[str, int]:
+    """Give norms without tensors the width of what they see, in place, where no trace tells it.
+
+    A norm whose result nobody reads is not in the traced graph, but torch warns when its width is wrong.
+
+    Returns:
+        path of each norm that changed -> its new width.
+    """
+    bare = {
+        path: module
+        for path, module in small.named_modules()
+        if isinstance(module, _NormBase) and not [*module.parameters(), *module.buffers()]
+    }
+    seen: dict[str, int] = {}
+
+    def note(path: str, x: Tensor) -> None:
+        seen[path] = x.shape[1]
+
+    handles = [
+        module.register_forward_pre_hook(lambda _, given, path=path: note(path, given[0]))
+        for path, module in bare.items()
+    ]
+    if handles:
+        with evaluating(small), torch.no_grad(), warnings.catch_warnings(), suppress(*FORWARD_ERRORS):
+            warnings.simplefilter("ignore")
+            small(*inputs)
+    for handle in handles:
+        handle.remove()
+    changed = {path: width for path, width in seen.items() if bare[path].num_features != width}
+    for path, width in changed.items():
+        _resize_bare_norm(bare[path], width)
+    return changed
 
 
 def _resize_bare_norm(norm: nn.Module, num_channels: int) -> None:
