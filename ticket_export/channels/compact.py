@@ -21,6 +21,11 @@ def core(t: Tensor) -> Tensor:
     return t
 
 
+def along(t: Tensor, axis: int, num_axes: int) -> Tensor:
+    """Return `t` with its axes at `axis` and after it, among `num_axes`, the others of size 1."""
+    return t.reshape((1,) * axis + tuple(t.shape) + (1,) * (num_axes - axis - t.dim()))
+
+
 def compact(t: Tensor) -> Tensor:
     """Return the same values, with stride 0 on every axis along which they do not change."""
     stored = core(t)

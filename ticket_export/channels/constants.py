@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ticket_export.channels import ops
-from ticket_export.channels.compact import aligned_cores, compact, core
+from ticket_export.channels.compact import aligned_cores, along, compact, core
 from ticket_export.channels.known import Known, all_tainted
 from ticket_export.channels.labelled import LabelledGraph
 from ticket_export.channels.movement import moved
@@ -34,7 +34,7 @@ from ticket_export.channels.products import (
     known_product,
 )
 from ticket_export.channels.spatial import known_pad, known_pool
-from ticket_export.channels.trace import Trace, concrete_shape, example_shape
+from ticket_export.channels.trace import Trace, concrete_number, concrete_shape, example_shape
 
 Values = Known | tuple[Known, ...]
 
@@ -123,7 +123,7 @@ class _Evaluator:
             if isinstance(value, Tensor | tuple | list):
                 self.found.values[node] = self._evaluate(node)
             else:
-                self.sizes[node] = int(value.node.hint) if isinstance(value, torch.SymInt) else value
+                self.sizes[node] = concrete_number(node)
 
     # ------------------------------------------------------------------ operands
 
@@ -290,7 +290,7 @@ class _Evaluator:
     def _prelu(self, node: Node) -> Known:
         source, slope_node = self.first(node), node.args[1]
         assert isinstance(slope_node, Node)
-        slope = self.known(slope_node).value.reshape(1, -1, *([1] * (source.value.dim() - 2)))
+        slope = along(self.known(slope_node).value, 1, source.value.dim())
         return Known.of(torch.where(source.value > 0, source.value, source.value * slope), source.taint)
 
     def _reduction(self, node: Node) -> Known | tuple[Known, ...] | None:
@@ -367,9 +367,8 @@ def _taps(weight: Tensor, row_axis: int, column_axis: int) -> Tensor:
 
 
 def _spread(value: Tensor, taint: Tensor, axis: int, shape: torch.Size) -> Known:
-    view = [1] * len(shape)
-    view[axis] = shape[axis]
-    return Known.of(value.reshape(view).expand(shape), taint.reshape(view).expand(shape))
+    value, taint = (along(line, axis, len(shape)) for line in (value, taint))
+    return Known.of(value.expand(shape), taint.expand(shape))
 
 
 def _row_constants(taps_OI: Tensor, value_I: Tensor, blocked_I: Tensor) -> tuple[Tensor, Tensor]:

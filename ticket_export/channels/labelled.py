@@ -13,6 +13,11 @@ from ticket_export.channels.trace import Trace
 Labels = Tensor | tuple[Tensor, ...]
 
 
+def parts_of(labels: Labels) -> tuple[Tensor, ...]:
+    """Return the labels of each tensor of a value; most values are one tensor."""
+    return labels if isinstance(labels, tuple) else (labels,)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contraction:
     """One use of a weight that mixes input channels into output channels.

@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from ticket_export.channels import ops
 from ticket_export.channels.classes import FIXED, FREE
-from ticket_export.channels.compact import aligned_cores, broadcast, core, varying_axes
+from ticket_export.channels.compact import aligned_cores, along, broadcast, core, varying_axes
 from ticket_export.channels.computed import computed_weights
 from ticket_export.channels.labelled import Contraction, LabelledGraph, Labels
 from ticket_export.channels.movement import moved
@@ -151,14 +151,14 @@ class _Labeller:
                 groups=groups, is_padded=is_padded, has_computed_bias=is_computed,
             )
         )  # fmt: skip
-        return _spread(rows, axis=1, shape=concrete_shape(node))
+        return along(rows, 1, len(concrete_shape(node))).expand(concrete_shape(node))
 
     def _depthwise(self, node: Node, weight: str, source: Tensor) -> Tensor:
         rows = self._rows(weight, axis=0)
         self.classes.unite(rows, source)
         self.graph.depthwise.add(weight)
         self._bias(ops.argument(node, "bias"), rows)
-        return _spread(rows, axis=1, shape=concrete_shape(node))
+        return along(rows, 1, len(concrete_shape(node))).expand(concrete_shape(node))
 
     def _linear(self, node: Node) -> Labels:
         if not self.operands.is_weight(node.args[1]):
@@ -185,7 +185,7 @@ class _Labeller:
                 is_padded=reading.is_padded, has_computed_bias=is_computed,
             )
         )  # fmt: skip
-        return _spread(rows, axis=result_axis, shape=concrete_shape(node))
+        return along(rows, result_axis, len(concrete_shape(node))).expand(concrete_shape(node))
 
     def _rows(self, weight: str, *, axis: int) -> Tensor:
         if weight not in self.graph.weight_rows:
@@ -240,7 +240,7 @@ class _Labeller:
             if isinstance(parameter, Node) and parameter not in self.operands.numbers:
                 line = self.operands.tensors(parameter)[0]
                 if line.numel() > 1:
-                    self.classes.unite(_spread(line, axis=1, shape=source.shape), source)
+                    self.classes.unite(along(line, 1, len(source.shape)).expand(source.shape), source)
         return source
 
     def _instance_norm(self, node: Node) -> Tensor:
@@ -360,12 +360,6 @@ class _Labeller:
 
 def _fixed(shape: torch.Size) -> Tensor:
     return torch.full((), FIXED).expand(shape)
-
-
-def _spread(line: Tensor, *, axis: int, shape: torch.Size) -> Tensor:
-    view = [1] * len(shape)
-    view[axis] = len(line)
-    return line.reshape(view).expand(shape)
 
 
 def _weight_first(node: Node, *, rows: int, axis: int, is_padded: bool = False) -> Reading:

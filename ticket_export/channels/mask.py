@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ticket_export.channels.graph import ChannelGroup
+from ticket_export.channels.trace import named_tensors
 from ticket_export.errors import ShrinkError
 
 
@@ -150,9 +151,7 @@ def zero_dropped(model: nn.Module, groups: Sequence[ChannelGroup], mask: Mask) -
         ShrinkError: the mask does not fit the groups.
     """
     check_mask(groups, mask)
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers(remove_duplicate=False)
-    )
+    tensors = dict(named_tensors(model))
     with torch.no_grad():
         for name, keep in held_elements(groups, mask, {n: t.shape for n, t in tensors.items()}).items():
             if not name.endswith("running_var"):

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from ticket_export.channels import ops
 from ticket_export.channels.classes import ChannelClasses
-from ticket_export.channels.compact import aligned_cores, compact, core
+from ticket_export.channels.compact import aligned_cores, along, compact, core
 from ticket_export.channels.known import Known, all_tainted
 
 
@@ -43,7 +43,7 @@ def label_mixer(
         num_groups = int(ops.argument(node, "num_groups"))
         grouped = compact(line.reshape(num_groups, -1))
         line = classes.roots(classes.mix(grouped, [1], f"{name} mixes its channels").reshape(-1))
-        labels = line.reshape(-1, *([1] * (labels.dim() - 2))).expand(labels.shape)
+        labels = along(line, 1, labels.dim()).expand(labels.shape)
         first_axis = 1
     else:
         labels = classes.mix(labels, mixed_axes(node, labels.dim()), f"{name} mixes its channels")
@@ -52,8 +52,7 @@ def label_mixer(
         if isinstance(argument, Node) and argument.op == "get_attr":
             leaf = parameter(argument)
             start = labels.dim() - leaf.dim() if first_axis is None else first_axis
-            view = (1,) * start + tuple(leaf.shape)
-            classes.unite(leaf.reshape(view + (1,) * (labels.dim() - len(view))), labels)
+            classes.unite(along(leaf, start, labels.dim()), labels)
     return classes.roots(labels)
 
 
@@ -70,8 +69,8 @@ def known_mixer(node: Node, source: Known, parameter: Callable[[Node], Known]) -
     value = _value(node, source.value)
     if isinstance(weight, Node):
         axis = 1 if name == "group_norm" else source.value.dim() - parameter(weight).value.dim()
-        scale = _aligned(parameter(weight).value, axis, source.value.dim())
-        shift = torch.zeros(()) if bias is None else _aligned(parameter(bias).value, axis, source.value.dim())
+        scale = along(parameter(weight).value, axis, source.value.dim())
+        shift = torch.zeros(()) if bias is None else along(parameter(bias).value, axis, source.value.dim())
         (value, taint, scale, shift), shape = aligned_cores([value, taint, scale, shift])
         return Known.of((value * scale + shift).expand(shape), (taint & (scale != 0)).expand(shape))
     return Known.of(value, taint)
@@ -82,7 +81,7 @@ def known_batch_norm(
 ) -> Known | tuple[Known, ...]:
     """Return the known values of a BatchNorm on its running statistics; gamma exactly zero leaves beta."""
     weight, bias, mean, variance = (
-        _aligned(parameter(n).value, 1, source.value.dim()) if isinstance(n, Node) else None
+        along(parameter(n).value, 1, source.value.dim()) if isinstance(n, Node) else None
         for n in node.args[1:5]
     )
     epsilon = node.args[-1]
@@ -110,8 +109,8 @@ def known_instance_norm(node: Node, source: Known, parameter: Callable[[Node], K
         taint = torch.ones_like(taint)
     weight, bias = ops.argument(node, "weight"), ops.argument(node, "bias")
     num_axes = source.value.dim()
-    scale = torch.ones(()) if weight is None else _aligned(parameter(weight).value, 1, num_axes)
-    shift = torch.zeros(()) if bias is None else _aligned(parameter(bias).value, 1, num_axes)
+    scale = torch.ones(()) if weight is None else along(parameter(weight).value, 1, num_axes)
+    shift = torch.zeros(()) if bias is None else along(parameter(bias).value, 1, num_axes)
     return Known.of(shift.expand(source.value.shape), taint & (scale != 0))
 
 
@@ -128,7 +127,7 @@ def _slice_taint(node: Node, source: Known) -> Tensor:
     line = taint.expand(taint.shape[0], shape[1], *taint.shape[2:])
     rows = line.reshape(taint.shape[0], int(ops.argument(node, "num_groups")), -1).any(dim=2, keepdim=True)
     rows = rows.expand(-1, -1, shape[1] // rows.shape[1]).reshape(taint.shape[0], shape[1])
-    return rows.reshape(*rows.shape, *([1] * (len(shape) - 2))).expand(shape)
+    return along(rows, 0, len(shape)).expand(shape)
 
 
 def _value(node: Node, value: Tensor) -> Tensor:
@@ -142,7 +141,3 @@ def _value(node: Node, value: Tensor) -> Tensor:
     if name == "rms_norm":
         return functional.rms_norm(value, shape, eps=epsilon)
     return functional.layer_norm(value, shape, eps=epsilon)
-
-
-def _aligned(line: Tensor, axis: int, num_axes: int) -> Tensor:
-    return line.reshape((1,) * axis + tuple(line.shape) + (1,) * (num_axes - axis - line.dim()))

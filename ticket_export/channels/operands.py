@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from ticket_export.channels.classes import FIXED, FREE
-from ticket_export.channels.labelled import LabelledGraph
+from ticket_export.channels.labelled import LabelledGraph, parts_of
 from ticket_export.channels.products import is_parameter
+from ticket_export.channels.trace import concrete_number, named_tensors
 
 
 class Operands:
@@ -21,18 +22,13 @@ class Operands:
     def __init__(self, graph: LabelledGraph) -> None:
         self._graph = graph
         self.numbers: dict[Node, object] = {}
-        module = graph.trace.module
-        named = [
-            *module.named_parameters(remove_duplicate=False),
-            *module.named_buffers(remove_duplicate=False),
-        ]
+        named = named_tensors(graph.trace.module)
         # the integers of a buffer are positions, not values of channels
         self._sliceable = {name for name, tensor in named if tensor.is_floating_point()}
 
     def note_number(self, node: Node) -> None:
         """Remember the value of a node that is a size."""
-        value = node.meta.get("val")
-        self.numbers[node] = int(value.node.hint) if isinstance(value, torch.SymInt) else value
+        self.numbers[node] = concrete_number(node)
 
     def tensors(self, node: Node) -> tuple[Tensor, ...]:
         """Return the labels of the node's tensors; a parameter gets element labels on its first such use."""
@@ -40,9 +36,7 @@ class Operands:
             return (self._leaf(str(node.target)),)
         if node not in self._graph.values:
             return ()
-        labels = self._graph.values[node]
-        parts = labels if isinstance(labels, tuple) else (labels,)
-        return tuple(self._graph.classes.roots(part) for part in parts)
+        return tuple(self._graph.classes.roots(part) for part in parts_of(self._graph.values[node]))
 
     def is_weight(self, argument: object) -> bool:
         """Return whether an argument is a parameter or buffer of real numbers, not something computed."""

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from ticket_export.channels import ops
 from ticket_export.channels.classes import ChannelClasses
-from ticket_export.channels.compact import compact, core, varying_axes
+from ticket_export.channels.compact import along, compact, core, varying_axes
 from ticket_export.channels.known import Known, all_tainted
 from ticket_export.channels.trace import concrete_shape, example_shape
 
@@ -62,9 +62,7 @@ def _padded(classes: ChannelClasses, labels: Tensor, axis: int, before: int, aft
     edges = []
     for amount in (before, after):
         shape[axis] = amount
-        view = [1] * len(shape)
-        view[axis] = amount
-        edges.append(classes.fresh(amount).reshape(view).expand(shape))
+        edges.append(along(classes.fresh(amount), axis, len(shape)).expand(shape))
     return compact(torch.cat([edges[0], labels, edges[1]], dim=axis))
 
 

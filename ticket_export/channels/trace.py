@@ -145,9 +145,8 @@ def _nested_as_arguments(model: nn.Module, dims: Sequence[object]) -> tuple[obje
 
 
 def _read_shared_tensors_by_one_name(module: GraphModule, model: nn.Module) -> None:
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     first_name: dict[int, str] = {}
-    name_of = {name: first_name.setdefault(id(tensor), name) for name, tensor in named}
+    name_of = {name: first_name.setdefault(id(tensor), name) for name, tensor in named_tensors(model)}
     for node in module.graph.nodes:
         if node.op == "get_attr":
             node.target = name_of.get(str(node.target), node.target)
@@ -192,6 +191,17 @@ def _untraceable(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception,
         f"{type(model).__name__} cannot be traced with inputs {shapes}{place}: {reason}",
         hint="check the input shapes; control flow that depends on tensor values cannot be traced",
     )
+
+
+def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return every parameter and buffer by every name it has."""
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def concrete_number(node: Node) -> object:
+    """Return what a node holds that is no tensor; a size that is open at its example value."""
+    value = node.meta.get("val")
+    return int(value.node.hint) if isinstance(value, torch.SymInt) else value
 
 
 def concrete_shape(node: Node) -> torch.Size:

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Interpreter, Node
-from torch.utils import _pytree
 
 from ticket_export.channels.compact import core
 from ticket_export.channels.labelled import LabelledGraph
-from ticket_export.shrink.equivalence import evaluating
+from ticket_export.shrink.equivalence import evaluating, output_tensors
 from ticket_export.shrink.plan import Plan
 from ticket_export.shrink.removable import Decision
 
@@ -177,7 +176,7 @@ def _recording(model: nn.Module, paths: set[str], outputs: dict[Call, Tensor]) -
 
     def recorder(path: str) -> Any:  # Any: a hook of torch's own signature
         def record(_module: nn.Module, _inputs: object, value: object) -> None:
-            tensors = [leaf for leaf in _pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+            tensors = output_tensors(value)
             if tensors:  # a copy: the next layer may work in place
                 outputs[Call(path, num_calls[path])] = tensors[0].detach().clone()
             num_calls[path] += 1

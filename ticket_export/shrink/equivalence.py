@@ -101,7 +101,7 @@ def _random_trial(dense: nn.Module, inputs: tuple[Tensor, ...]) -> Trial:
 
 
 def _trial(name: str, dense: nn.Module, inputs: tuple[Tensor, ...]) -> Trial:
-    outputs = _outputs(dense(*inputs))
+    outputs = output_tensors(dense(*inputs))
     if not all(torch.isfinite(output).all() for output in outputs):
         raise ShrinkError(
             f"the network's own output on {name} is not finite", hint="check its weights for NaN"
@@ -133,7 +133,7 @@ def check_equal(
         for trial in trials.all:
             if not (open_size or trial.has_example_size):
                 continue
-            results = _outputs(small(*trial.inputs))
+            results = output_tensors(small(*trial.inputs))
             if len(results) != len(trial.outputs):
                 raise DivergedError(
                     f"the shrunk network returns {len(results)} tensors, not {len(trial.outputs)}"
@@ -158,8 +158,8 @@ def _is_rounding(small: nn.Module, dense: nn.Module, trial: Trial, error: float,
         return False
     wide = tuple(x.double() if x.is_floating_point() else x for x in trial.inputs)
     try:
-        exact = _outputs(copy.deepcopy(dense).double()(*wide))
-        error_in_float64 = _largest(_outputs(copy.deepcopy(small).double()(*wide)), exact)
+        exact = output_tensors(copy.deepcopy(dense).double()(*wide))
+        error_in_float64 = _largest(output_tensors(copy.deepcopy(small).double()(*wide)), exact)
     except FORWARD_ERRORS:
         return False  # a forward that asks for float32
     return error_in_float64 <= tolerance and error <= 10 * _largest(trial.outputs, exact)
@@ -176,7 +176,8 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
-def _outputs(value: object) -> list[Tensor]:
+def output_tensors(value: object) -> list[Tensor]:
+    """Return the tensors in what a network answers, in order."""
     return [leaf for leaf in _pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 

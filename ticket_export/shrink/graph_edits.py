@@ -16,8 +16,9 @@ from torch.fx import Graph, Node
 from ticket_export.channels import ops
 from ticket_export.channels.compact import compact, core, varying_axes
 from ticket_export.channels.graph import labelled_axes
-from ticket_export.channels.labelled import LabelledGraph
+from ticket_export.channels.labelled import LabelledGraph, parts_of
 from ticket_export.channels.movement import constant_index, moved
+from ticket_export.channels.trace import concrete_number
 from ticket_export.errors import ShrinkError
 
 _SHAPED = {"view", "reshape", "_unsafe_view", "expand"}
@@ -248,7 +249,7 @@ class GraphEditor:
             self.labels.classes.roots(part)
             for n in (node, *node.all_input_nodes)
             if n in self.labels.values
-            for part in _parts(self.labels.values[n])
+            for part in parts_of(self.labels.values[n])
         ]
         roots = torch.unique(torch.cat([core(part).reshape(-1) for part in touched]))
         roots = roots[~self.kept[roots]]
@@ -284,8 +285,7 @@ def _moved_axes(node: Node, num_axes: int) -> set[int]:
 def _number(argument: object) -> object:
     """Return an argument with a size that is open replaced by its value at the example."""
     if isinstance(argument, Node):
-        value = argument.meta.get("val")
-        return int(value.node.hint) if isinstance(value, torch.SymInt) else value
+        return concrete_number(argument)
     if isinstance(argument, list | tuple):
         return type(argument)(_number(part) for part in argument)
     return argument
@@ -295,7 +295,3 @@ def _rank(keep: Tensor, index: int) -> int:
     """Return where position `index` is among the kept ones; a valid place also for one that goes."""
     index = index if index >= 0 else index + len(keep)
     return min(int(keep[:index].sum()), int(keep.sum()) - 1)
-
-
-def _parts(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return value if isinstance(value, tuple) else (value,)

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils import _pytree
 
 from ticket_export.channels.trace import example_tuple
 from ticket_export.errors import ShrinkError
 from ticket_export.seeds import stream
-from ticket_export.shrink.equivalence import FORWARD_ERRORS, evaluating, relative_error
+from ticket_export.shrink.equivalence import FORWARD_ERRORS, evaluating, output_tensors, relative_error
 from ticket_export.shrink.permanent import plain_copy
 
 NUM_SAMPLES = 8  # enough to see a wrong threshold; only labelled images tell what it costs
@@ -207,4 +206,4 @@ def _outputs(model: nn.Module, sample: Sequence[Tensor]) -> list[Tensor]:
         raise ShrinkError(
             f"{type(model).__name__} does not accept inputs {shapes}: {error}", hint="check the input shapes"
         ) from error
-    return [leaf for leaf in _pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    return output_tensors(outputs)

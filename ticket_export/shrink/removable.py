@@ -17,7 +17,7 @@ from ticket_export.channels.classes import FIXED
 from ticket_export.channels.compact import core, varying_axes
 from ticket_export.channels.constants import ConstantGraph, KnownColumns
 from ticket_export.channels.graph import ChannelGroup, labelled_axes
-from ticket_export.channels.labelled import Contraction, LabelledGraph
+from ticket_export.channels.labelled import Contraction, LabelledGraph, parts_of
 from ticket_export.shrink.layers import can_add_term
 
 
@@ -191,7 +191,7 @@ class _Decider:
 
     def _tensors_with_two_channel_axes(self) -> list[Tensor]:
         grids = []
-        labels = [part for value in self.graph.values.values() for part in _parts(value)]
+        labels = [part for value in self.graph.values.values() for part in parts_of(value)]
         for tensor in [*labels, *self.graph.leaves.values()]:
             roots = self.graph.classes.roots(tensor)
             if len(varying_axes(roots)) > 1:
@@ -289,7 +289,3 @@ class _Decider:
             l1 = rows.flatten(1).abs().sum(dim=1, dtype=torch.float64)
             total += l1[member.indices].sum(dim=1)
         return total
-
-
-def _parts(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return value if isinstance(value, tuple) else (value,)

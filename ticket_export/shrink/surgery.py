@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from ticket_export.channels.graph import ChannelGroup
 from ticket_export.channels.labelled import LabelledGraph
 from ticket_export.channels.mask import Mask
+from ticket_export.channels.trace import named_tensors
 from ticket_export.errors import ShrinkError
 from ticket_export.shrink.equivalence import FORWARD_ERRORS, evaluating
 from ticket_export.shrink.fold import FoldedTensors
@@ -55,7 +56,7 @@ def model_from_plan(model: nn.Module, plan: Plan, folded: FoldedTensors | None =
     tensors = {} if folded is None else folded.tensors
     num_groups = {
         name: plan.groups_of(name, tensor.shape[1])
-        for name, tensor in _named_tensors(small)
+        for name, tensor in named_tensors(small)
         if name in plan.grouped
     }
     _slice_tensors(small, plan, tensors)
@@ -116,7 +117,7 @@ def _is_zero_padded(layer: nn.Module) -> bool:
 
 
 def _slice_tensors(small: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
-    named = _named_tensors(small)
+    named = named_tensors(small)
     new_by_id = {
         id(old): _like(old, plan.sliced(name, tensors.get(name, old.detach())))
         for name, old in named
@@ -207,15 +208,8 @@ def _resize_bare_norm(norm: nn.Module, num_channels: int) -> None:
         norm.num_features = num_channels
 
 
-def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]
-
-
 def _check_names(model: nn.Module, plan: Plan) -> None:
-    shapes = {name: tensor.shape for name, tensor in _named_tensors(model)}
+    shapes = {name: tensor.shape for name, tensor in named_tensors(model)}
     for name, axes in plan.kept.items():
         if name not in shapes:
             raise ShrinkError(
