@@ -32,7 +32,7 @@ from ticket_export.shrink.graph_form import (
 from ticket_export.shrink.permanent import make_layers_standard, plain_copy
 from ticket_export.shrink.plan import Plan, plan_from_kept
 from ticket_export.shrink.removable import Decision, Sink, decide, has_dead_layer, sinks_of
-from ticket_export.shrink.surgery import live_stream_rows, model_from_plan, resize_unread_norms
+from ticket_export.shrink.surgery import live_stream_rows, model_from_plan, resize_bare_norms
 
 RESIDUAL_MODES = ("union", "index")
 PADDED_CONSTANT_MODES = ("auto", "carrier", "term")
@@ -202,7 +202,7 @@ def _proven(
                     dense, inputs, _as_graph(plan, graph.trace, inputs), folded, checked, needed
                 )
     small = model_from_plan(dense, plan, folded)
-    plan = replace(plan, bare_norms={**plan.bare_norms, **resize_unread_norms(small, inputs)})
+    plan = replace(plan, bare_norms=resize_bare_norms(small, inputs))
     try:
         return small, plan, checked(small)
     except (DivergedError, *FORWARD_ERRORS) as error:

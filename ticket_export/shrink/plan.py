@@ -9,13 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ticket_export.channels import ops
 from ticket_export.channels.classes import FIXED
-from ticket_export.channels.compact import core
 from ticket_export.channels.graph import ChannelGroup, labelled_axes
 from ticket_export.channels.labelled import LabelledGraph
 from ticket_export.channels.mask import Mask, check_mask
-from ticket_export.channels.trace import concrete_shape
 from ticket_export.shrink.fold import Fold, FoldedTensors
 
 
@@ -140,27 +137,10 @@ def plan_from_kept(graph: LabelledGraph, kept: Tensor, folded: FoldedTensors) ->
     return Plan(
         kept=positions,
         grouped=grouped,
-        bare_norms=_bare_norms(graph, kept),
         new_biases=tuple(sorted(folded.new_biases)),
         terms=tuple(sorted(folded.terms)),
         folds=tuple(folded.folds),
     )
-
-
-def _bare_norms(graph: LabelledGraph, kept: Tensor) -> dict[str, int]:
-    """Return the new widths of the norms whose width no tensor tells."""
-    found = {}
-    for node, labels in graph.values.items():
-        is_norm = ops.op_name(node) in {"instance_norm", "group_norm", *ops.BATCH_NORMS}
-        if not is_norm or any(source.op == "get_attr" for source in node.all_input_nodes):
-            continue
-        line = core(graph.classes.roots(labels if isinstance(labels, Tensor) else labels[0]))
-        keep = kept[line].movedim(1, 0).flatten(1).any(dim=1).expand(concrete_shape(node)[1])
-        stack = node.meta.get("nn_module_stack")
-        if stack and not keep.all():
-            *_, (path, _) = stack.values()
-            found[path] = int(keep.sum())
-    return found
 
 
 def _positions(keep: Tensor) -> tuple[int, ...]:

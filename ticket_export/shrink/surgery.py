@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
@@ -166,38 +165,45 @@ def update_sizes(module: nn.Module, num_groups: int | None = None) -> None:
         module.num_parameters = len(module.weight)
 
 
-def resize_unread_norms(small: nn.Module, inputs: Sequence[Tensor]) -> dict[str, int]:
-    """Give norms without tensors the width of what they see, in place, where no trace tells it.
+def resize_bare_norms(small: nn.Module, inputs: Sequence[Tensor]) -> dict[str, int]:
+    """Give norms without tensors the width of what they see, in place; nothing else tells it.
 
-    A norm whose result nobody reads is not in the traced graph, but torch warns when its width is wrong.
+    Args:
+        small: the module form; its forward need not work to the end.
+        inputs: example inputs.
 
     Returns:
         path of each norm that changed -> its new width.
     """
-    bare = {
+    norms = {
         path: module
         for path, module in small.named_modules()
-        if isinstance(module, _NormBase) and not [*module.parameters(), *module.buffers()]
+        if isinstance(module, _NormBase | nn.GroupNorm) and not [*module.parameters(), *module.buffers()]
     }
-    seen: dict[str, int] = {}
+    changed: dict[str, int] = {}
 
-    def note(path: str, x: Tensor) -> None:
-        seen[path] = x.shape[1]
+    def resize(path: str, given: Sequence[object]) -> None:
+        x = next(value for value in given if isinstance(value, Tensor))
+        if _num_channels(norms[path]) != x.shape[1]:
+            _resize_bare_norm(norms[path], x.shape[1])
+            changed[path] = x.shape[1]
 
     handles = [
-        module.register_forward_pre_hook(lambda _, given, path=path: note(path, given[0]))
-        for path, module in bare.items()
+        module.register_forward_pre_hook(
+            lambda _, given, named, path=path: resize(path, (*given, *named.values())), with_kwargs=True
+        )
+        for path, module in norms.items()
     ]
     if handles:
-        with evaluating(small), torch.no_grad(), warnings.catch_warnings(), suppress(*FORWARD_ERRORS):
-            warnings.simplefilter("ignore")
+        with evaluating(small), torch.no_grad(), suppress(*FORWARD_ERRORS):
             small(*inputs)
     for handle in handles:
         handle.remove()
-    changed = {path: width for path, width in seen.items() if bare[path].num_features != width}
-    for path, width in changed.items():
-        _resize_bare_norm(bare[path], width)
     return changed
+
+
+def _num_channels(norm: nn.Module) -> object:
+    return norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
 
 
 def _resize_bare_norm(norm: nn.Module, num_channels: int) -> None:
