@@ -12,7 +12,6 @@ too. `--results` writes `shrink_coverage_<machine>_<yyyy-mm>.md` and `.json` the
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import multiprocessing
 import subprocess
@@ -26,6 +25,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from result_files import write_results
 from shrink_cells.networks import LAWS, NETWORKS, Cell, cells
 from shrink_cells.table import Lines, by_network, every_cell, problems, summary
 from shrink_cells.trial import BARS, serve
@@ -147,10 +147,6 @@ def markdown(lines: Lines, command: str) -> str:
 
 def written(lines: Lines, folder: Path, machine: str, command: str) -> Path:
     """Write the page and the cells behind it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = f"shrink_coverage_{machine}_{datetime.datetime.now(datetime.UTC):%Y-%m}"
-    page = folder / f"{stem}.md"
-    page.write_text(markdown(lines, command) + "\n", encoding="utf-8")
     known = [cell.key for cell in cells()]
     document = {
         "schema": 1,
@@ -158,8 +154,7 @@ def written(lines: Lines, folder: Path, machine: str, command: str) -> Path:
         "machine": machine_facts(),
         "cells": [lines[key] for key in known if key in lines],
     }
-    (folder / f"{stem}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    return page
+    return write_results(folder, "shrink_coverage", machine, markdown(lines, command) + "\n", document)
 
 
 def main() -> None:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
-import json
 import math
 import random
 import statistics
@@ -28,6 +26,7 @@ import numpy as np
 import torch
 from costs.line import IMAGENET, Network
 from costs.shrink import torchvision_schemas
+from result_files import write_results
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -154,11 +153,8 @@ def written(cases: Sequence[Mapping[str, Any]], arguments: argparse.Namespace) -
         "machine meanwhile.\n\n"
         f"{table}\n"
     )
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = f"shrink_speed_{arguments.machine}_{datetime.datetime.now(datetime.UTC):%Y-%m}"
     document = {"schema": 1, "command": command, "machine": facts, "cases": list(cases)}
-    (arguments.out / f"{stem}.md").write_text(page, encoding="utf-8")
-    (arguments.out / f"{stem}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_results(arguments.out, "shrink_speed", arguments.machine, page, document)
     return page
 
 

@@ -13,93 +13,46 @@ norm summed over all layers that write a channel. The folder receives
 from __future__ import annotations
 
 import argparse
-import datetime
 import inspect
-import json
-import tempfile
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from result_files import write_results
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from ticket_export.channels.graph import channel_groups
-from ticket_export.data.augment import normalise
 from ticket_export.data.sources import Images, load_images
-from ticket_export.export.onnx import onnx_from_module
 from ticket_export.models.load import build
-from ticket_export.runtime.ort import OrtCpuRunner
+from ticket_export.shrink.equivalence import relative_error
 from ticket_export.shrink.exact import shrink
 from ticket_export.store.machine import machine_facts
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "shrink"))
+from trained_network import (
+    BATCH,
+    logits,
+    logits_in_onnxruntime,
+    measure_statistics_again,
+    zero_smallest_filters,
+)
+
 # N images, C channels, H W pixels, K classes
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-BATCH, NUM_CALIBRATION = 400, 2000
 KINDS, RATES = ("inner", "coupled"), (0.2, 0.5, 0.8)
 Row = dict[str, Any]  # Any: JSON
 
 
-def zeroed(net: nn.Module, rate: float, kind: str) -> nn.Module:
-    """Zero, in place, the `rate` of the channels whose filters have the smallest summed l1 norm."""
-    tensors = net.state_dict()
-    for group in channel_groups(net, torch.zeros(2, 3, 32, 32)):
-        if group.pinned is not None or (kind == "inner" and not group.is_inner):
-            continue
-        l1_C = torch.zeros(group.width)
-        for member in group.producers:
-            rows = tensors[member.tensor].movedim(member.axis, 0).flatten(1).abs().sum(1)
-            l1_C += rows[member.indices].sum(1)
-        smallest = l1_C.argsort()[: int(rate * group.width)]
-        for member in group.producers:
-            tensors[member.tensor].index_fill_(member.axis, member.indices[smallest].flatten(), 0.0)
-    return net.eval()
-
-
-def with_statistics(net: nn.Module, images: Images) -> nn.Module:
-    """Measure the running statistics again, in place."""
-    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain average over the batches
-        norm.train()
-    logits(net, images.train_x[:NUM_CALIBRATION])
-    for norm in norms:
-        norm.momentum = 0.1
-    return net.eval()
-
-
-def logits(run: Callable[[Tensor], Tensor], x_NCHW: Tensor) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([run(normalise(x, MEAN, STD)) for x in torch.split(x_NCHW, BATCH)])
-
-
-def logits_in_onnxruntime(net: nn.Module, images: Images) -> Tensor:
-    with tempfile.TemporaryDirectory() as folder:
-        path = onnx_from_module(net, Path(folder) / "small.onnx", torch.zeros(2, 3, 32, 32))
-        with OrtCpuRunner(path) as runner:
-            (name,) = runner.input_specs
-            return logits(
-                lambda x: torch.from_numpy(np.asarray(*runner.infer({name: x.numpy()}).values())),
-                images.test_x,
-            )
-
-
-def row(net: nn.Module, images: Images, kind: str, rate: float) -> Row:
-    dense = with_statistics(zeroed(net, rate, kind), images)
+def row(dense: nn.Module, images: Images, kind: str, rate: float) -> Row:
+    zero_smallest_filters(dense, rate, inner_only=kind == "inner")
+    measure_statistics_again(dense, images)
     shrunk = shrink(dense, torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
     small, report = shrunk.model.eval(), shrunk.report
     before_NK, after_NK = logits(dense, images.test_x), logits(small, images.test_x)
-    ort_NK = logits_in_onnxruntime(small, images)
+    ort_NK = logits_in_onnxruntime(small, images.test_x)
 
     def accuracy(logits_NK: Tensor) -> float:
         return float((logits_NK.argmax(1) == images.test_y).double().mean())
-
-    def error(logits_NK: Tensor) -> float:
-        difference = (logits_NK.double() - before_NK.double()).abs().max()
-        return float(difference / before_NK.double().abs().max())
 
     def num_differing(logits_NK: Tensor) -> int:
         return int((logits_NK.argmax(1) != before_NK.argmax(1)).sum())
@@ -115,8 +68,8 @@ def row(net: nn.Module, images: Images, kind: str, rate: float) -> Row:
         "macs_dense": report.macs_dense,
         "predictions_differing_torch": num_differing(after_NK),
         "predictions_differing_onnxruntime": num_differing(ort_NK),
-        "rel_error_torch": error(after_NK),
-        "rel_error_onnxruntime": error(ort_NK),
+        "rel_error_torch": relative_error(after_NK, before_NK),
+        "rel_error_onnxruntime": relative_error(ort_NK, before_NK),
         "num_carriers": report.num_carriers,
         "num_folds": report.num_folds,
         "form": report.form,
@@ -157,11 +110,8 @@ def written(rows: list[Row], out: Path, machine: str) -> str:
             "torch, over 10,000 images.",
         )
     )
-    out.mkdir(parents=True, exist_ok=True)
-    stem = f"shrink_trained_resnet20_{machine}_{datetime.datetime.now(datetime.UTC):%Y-%m}"
-    (out / f"{stem}.md").write_text(markdown + "\n", encoding="utf-8")
     document = {"schema": 1, "machine": facts, "rows": rows}
-    (out / f"{stem}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_results(out, "shrink_trained_resnet20", machine, markdown + "\n", document)
     return markdown
 
 

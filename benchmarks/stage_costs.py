@@ -11,9 +11,7 @@ sample.
 from __future__ import annotations
 
 import argparse
-import datetime
 import inspect
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from costs.line import Line
 from costs.report import report_costs
 from costs.shrink import shrink_costs
 from costs.train import parallel_train_costs, train_costs
+from result_files import write_results
 from tabulate import tabulate
 
 from ticket_export.measure.load import LoadMeter
@@ -93,10 +92,7 @@ def written(parts: Sequence[Part], num_rounds: int, out: Path, machine: str, com
         "machine": facts,
         "parts": {part.name: part.to_json() for part in parts},
     }
-    out.mkdir(parents=True, exist_ok=True)
-    stem = f"stage_costs_{machine}_{datetime.datetime.now(datetime.UTC):%Y-%m}"
-    (out / f"{stem}.md").write_text(markdown, encoding="utf-8")
-    (out / f"{stem}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_results(out, "stage_costs", machine, markdown, document)
     return markdown
 
 
