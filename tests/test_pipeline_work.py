@@ -10,14 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pipeline_fakes
 import pytest
 
-from ticket_export.errors import RecipeError, StoreError, TrainError
-from ticket_export.pipeline import plan, run, work, worker
+from ticket_export import stages
+from ticket_export.errors import RecipeError, StoreError, TrainError, WorkerDiedError
+from ticket_export.pipeline import nodes, plan, run, work, worker
 from ticket_export.recipe.load import load_recipe
 from ticket_export.recipe.schema import Recipe
 from ticket_export.store.key import sha256_of_file
@@ -229,6 +231,16 @@ def test_a_bug_in_a_worker_shows_where_it_is(
 ) -> None:
     monkeypatch.setenv(pipeline_fakes.BREAKS, "find ticket@1, replicate 0")
     with pytest.raises(RuntimeError, match=r"has a bug[\s\S]*pipeline_fakes.py"):
+        go(workers=2)
+
+
+def test_workers_of_another_version_end_the_run_instead_of_waiting_for_ever(
+    go: Callable[..., Events], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = stages.STAGES["train"]
+    newer = {**stages.STAGES, "train": replace(train, revision=train.revision + 1)}
+    monkeypatch.setattr(nodes, "STAGES", newer)  # here alone: the workers import their own
+    with pytest.raises(WorkerDiedError, match="the package or the machine has changed since the run began"):
         go(workers=2)
 
 

@@ -156,6 +156,7 @@ def run(
             threads=threads,
             until=last,
             inputs=asdict(inputs),
+            keys=[node.key for node in nodes],
         )
         _make_all(nodes, store, recipe, settings, workers, tell)
         return _report(recipe, nodes, store, folder, tell) if last == "report" else None

@@ -49,6 +49,7 @@ class Settings:
         threads: of torch.
         until: the last stage wanted.
         inputs: the hashes of the recipe's files, computed once by the parent.
+        keys: of every result up to `until`, as the parent sees them.
     """
 
     recipe: dict[str, Any]  # Any: JSON values
@@ -57,6 +58,7 @@ class Settings:
     threads: int
     until: StageWord
     inputs: dict[str, str | None]
+    keys: list[str]
 
 
 def worker_main() -> None:
@@ -86,8 +88,15 @@ def work_as_told(settings: Settings, emit: Emit) -> None:
     from ticket_export.pipeline.context import Context
 
     recipe = Recipe.model_validate_json(json.dumps(settings.recipe), strict=True)
-    nodes = nodes_of(recipe, InputHashes(**settings.inputs), machine_facts()["fingerprint"])
-    wanted = [node for node in nodes_until(nodes, settings.until) if not node.is_latency]
+    every = nodes_of(recipe, InputHashes(**settings.inputs), machine_facts()["fingerprint"])
+    nodes = nodes_until(every, settings.until)
+    if [node.key for node in nodes] != settings.keys:  # else each waits for the other for ever
+        raise WorkerDiedError(
+            "a worker process names its results otherwise than the process that started it: "
+            "the package or the machine has changed since the run began",
+            hint="run the same command again; what was done is kept",
+        )
+    wanted = [node for node in nodes if not node.is_latency]
     store = Store(settings.out)
     with Context(recipe, store, device=settings.device, threads=settings.threads) as context:
         work(longest_chain_first(wanted), store, context, emit)
