@@ -35,6 +35,7 @@ def test_specs_and_facts_are_read_from_the_file(linear_onnx: MakeLinear) -> None
         assert runner.input_specs == {
             "input": TensorSpec(name="input", dtype="float32", shape=(None, 1, 2, 2))
         }
+        assert runner.output_specs == {"logits": TensorSpec(name="logits", dtype="float32", shape=(None, 3))}
         assert (runner.name, runner.device, runner.precision, runner.threads) == ("ort-cpu", "cpu", "fp32", 2)
 
 

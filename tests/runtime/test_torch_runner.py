@@ -10,6 +10,7 @@ from torch import nn
 
 from ticket_export.errors import MeasureError
 from ticket_export.runtime.registry import open_runner
+from ticket_export.runtime.runner import TensorSpec
 
 
 @pytest.fixture
@@ -64,7 +65,11 @@ def test_several_inputs_and_outputs_are_numbered() -> None:
     ones = np.ones((2, 3), dtype=np.float32)
     with open_runner(Two(), "torch", example_inputs=(ones, ones)) as runner:
         outputs = runner.infer({"input_0": 3 * ones, "input_1": ones})
+        specs = runner.output_specs
     assert {name: float(array[0, 0]) for name, array in outputs.items()} == {"output_0": 4.0, "output_1": 2.0}
+    assert specs == {
+        name: TensorSpec(name=name, dtype="float32", shape=(None, 3)) for name in ("output_0", "output_1")
+    }
 
 
 def test_precision_is_the_dtype_of_the_parameters(module: nn.Module) -> None:

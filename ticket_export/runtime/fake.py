@@ -11,6 +11,7 @@ import numpy as np
 from ticket_export.runtime.runner import Array, TensorSpec, require_inputs, require_scope
 
 IMAGE_SPEC = TensorSpec(name="input", dtype="float32", shape=(None, 1, 2, 2))
+LOGITS_SPEC = TensorSpec(name="logits", dtype="float32", shape=(None, 1))
 
 
 class FakeRunner:
@@ -18,7 +19,7 @@ class FakeRunner:
 
     Args:
         latency_s: seconds of the n-th call of `time_once`.
-        name, device, precision, threads, spec: what it claims to be.
+        name, device, precision, threads, spec, output_spec: what it claims to be.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class FakeRunner:
         precision: str = "fp32",
         threads: int = 1,
         spec: TensorSpec = IMAGE_SPEC,
+        output_spec: TensorSpec = LOGITS_SPEC,
     ) -> None:
         self._latency_s = latency_s
         self.name = name
@@ -37,6 +39,7 @@ class FakeRunner:
         self.precision = precision
         self.threads = threads
         self.input_specs = {spec.name: spec}
+        self.output_specs = {output_spec.name: output_spec}
         self.num_calls = 0
         self.num_renewals = 0
         self.inputs_seen: list[Array] = []

@@ -50,11 +50,9 @@ class OrtCpuRunner:
         self._path = path
         self._stamp = _stamp(path)
         self._session = _open_session(path, threads)
-        self.input_specs = {
-            node.name: TensorSpec(name=node.name, dtype=_dtype(node, path), shape=_shape(node.shape))
-            for node in self._session.get_inputs()
-        }
-        self._output_names = [node.name for node in self._session.get_outputs()]
+        self.input_specs = _specs(self._session.get_inputs(), "input", path)
+        self.output_specs = _specs(self._session.get_outputs(), "output", path)
+        self._output_names = list(self.output_specs)
         self._bound: dict[tuple[tuple[int, ...], ...], _Binding] = {}
 
     def __enter__(self) -> Self:
@@ -215,12 +213,13 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def _dtype(node: onnxruntime.NodeArg, path: Path) -> str:
-    if node.type not in DTYPE_FROM_ORT:
-        known = ", ".join(DTYPE_FROM_ORT)
-        raise MeasureError(f"{path}: input {node.name!r} is {node.type}, not one of {known}")
-    return DTYPE_FROM_ORT[node.type]
-
-
-def _shape(shape: list[int | str | None]) -> tuple[int | None, ...]:
-    return tuple(size if isinstance(size, int) else None for size in shape)
+def _specs(nodes: list[onnxruntime.NodeArg], side: str, path: Path) -> dict[str, TensorSpec]:
+    """Return the specs of a session's inputs or outputs, by name; `side` names them in errors."""
+    specs = {}
+    for node in nodes:
+        if node.type not in DTYPE_FROM_ORT:
+            known = ", ".join(DTYPE_FROM_ORT)
+            raise MeasureError(f"{path}: {side} {node.name!r} is {node.type}, not one of {known}")
+        shape = tuple(size if isinstance(size, int) else None for size in node.shape)
+        specs[node.name] = TensorSpec(name=node.name, dtype=DTYPE_FROM_ORT[node.type], shape=shape)
+    return specs

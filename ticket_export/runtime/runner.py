@@ -23,10 +23,10 @@ SCOPES = ("compute", "end_to_end")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
-    """One input of a network.
+    """One input or output of a network.
 
     Attributes:
-        name: the name `infer` expects.
+        name: the name `infer` expects, or answers with.
         dtype: a NumPy dtype name, e.g. "float32".
         shape: one entry per axis, None where the axis is free. Axis 0 is the batch.
     """
@@ -58,6 +58,10 @@ class Runner(Protocol):
     @property
     def input_specs(self) -> dict[str, TensorSpec]:
         """The inputs in the network's own order, by name."""
+
+    @property
+    def output_specs(self) -> dict[str, TensorSpec]:
+        """The outputs in the network's own order, by name."""
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output by name for `inputs` by name (arrays [N, ...] of the specs' dtypes)."""

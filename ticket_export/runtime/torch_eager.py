@@ -9,6 +9,7 @@ import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from types import TracebackType
 from typing import Self
 
@@ -49,6 +50,7 @@ class TorchRunner:
             name: TensorSpec(name=name, dtype=array.dtype.name, shape=(None, *array.shape[1:]))
             for name, array in zip(names, example_inputs, strict=True)
         }
+        self._example_inputs = dict(zip(names, example_inputs, strict=True))
 
     def __enter__(self) -> Self:
         return self
@@ -57,6 +59,16 @@ class TorchRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         del self._module
+
+    @cached_property
+    def output_specs(self) -> dict[str, TensorSpec]:
+        """The outputs, as the module answers the example inputs; the batch is axis 0 where it is as long."""
+        num_images = len(next(iter(self._example_inputs.values())))
+        specs = {}
+        for name, array in self.infer(self._example_inputs).items():
+            batch = (None,) if array.shape[:1] == (num_images,) else array.shape[:1]
+            specs[name] = TensorSpec(name=name, dtype=array.dtype.name, shape=(*batch, *array.shape[1:]))
+        return specs
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output by name: "logits" for one output, else "output_0", "output_1", ...
