@@ -186,7 +186,12 @@ def _load_graph(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Return the settings that every session of this package has: `threads` cores, none of them spinning.
+
+    Raises:
+        MissingDependency: onnxruntime is not installed.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -199,6 +204,13 @@ def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors only: they come back as exceptions with the same text
+    return options
+
+
+def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = session_options(threads)
+    import onnxruntime
+
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base class but Exception
