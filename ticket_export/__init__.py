@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ticket_export.errors import (
     DataError,
+    DeviceError,
     DivergedError,
     ExportError,
     MeasureError,
@@ -48,6 +49,7 @@ __all__ = [
     "ChannelGroup",
     "Comparison",
     "DataError",
+    "DeviceError",
     "DivergedError",
     "ElementMask",
     "ExportError",

@@ -12,6 +12,7 @@ TicketExportError
 ├── ExportError        a file could not be exported
 │   └── ParityError    an exported file does not compute what its torch source computes
 ├── MeasureError       the measurement cannot be made or the things compared are unequal
+│   └── DeviceError      the device ran out of memory or was lost; what was measured before stays
 └── MissingDependency  hardware or an optional package is missing; the text holds the install command
 
 Each text says what, where, the value, and the next step. `exit_code` is what the command line returns for it:
@@ -87,6 +88,12 @@ class ParityError(ExportError):
 
 class MeasureError(TicketExportError):
     """The measurement cannot be made, or the things compared are unequal."""
+
+
+class DeviceError(MeasureError):
+    """The device ran out of memory or was lost; what was measured before stays."""
+
+    exit_code = 3
 
 
 class MissingDependency(TicketExportError):  # noqa: N818 - the public name says what is missing, not that it failed

@@ -81,15 +81,15 @@ def make_measurement(samples_s: np.ndarray, **changes: object) -> Measurement:
 
 @pytest.fixture
 def write_mlp(tmp_path: Path) -> Callable[..., Path]:
-    """Return a writer of ONNX files: images [N, channels, 8, 8] through `depth` square layers of `width`."""
+    """Return a writer of ONNX files: [N, channels, 8, 8] through layers of `width`, the last of `outputs`."""
 
     def write(
         name: str, *, width: int = 64, depth: int = 2, channels: int = 1, batch: int | str = "batch",
-        dtype: type = np.float32, height: int | str = 8,
+        dtype: type = np.float32, height: int | str = 8, outputs: int = 10,
     ) -> Path:  # fmt: skip
         random = np.random.default_rng(0)
         features = channels * 64
-        sizes = [features, *[width] * depth]
+        sizes = [features, *[width] * (depth - 1), outputs]
         weights = [
             numpy_helper.from_array((random.standard_normal(pair) / 8).astype(dtype), f"w{index}")
             for index, pair in enumerate(itertools.pairwise(sizes))
@@ -101,7 +101,7 @@ def write_mlp(tmp_path: Path) -> Callable[..., Path]:
             nodes,
             "mlp",
             [helper.make_tensor_value_info("input", kind, [batch, channels, height, 8])],
-            [helper.make_tensor_value_info(f"x{depth}", kind, [batch, width])],
+            [helper.make_tensor_value_info(f"x{depth}", kind, [batch, outputs])],
             weights,
         )
         path = tmp_path / name

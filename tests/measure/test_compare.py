@@ -78,6 +78,7 @@ def test_a_speedup_is_no_stabler_than_its_baseline(measurement: Callable[..., Me
     [
         ({"channels": 3}, r"'b' against 'a': inputs are float32 \[N, 3, 8, 8\] against float32 \[N, 1, 8"),
         ({"dtype": np.float64}, r"precision is 'fp64' against 'fp32'"),
+        ({"outputs": 9}, r"outputs are float32 \[N, 9\] against float32 \[N, 10\]"),
         ({"batch": 4}, r"inputs are float32 \[4, 1, 8, 8\] against float32 \[N, 1, 8, 8\]"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ticket_export.errors import MeasureError
+from ticket_export.errors import DeviceError, MeasureError
 from ticket_export.measure.latency import measure_interleaved
 from ticket_export.measure.protocol import Protocol
 from ticket_export.runtime.fake import FakeRunner
@@ -167,6 +167,15 @@ def image_runner(**changes: Any) -> FakeRunner:
             image_runner(spec=TensorSpec(name="input", dtype="float16", shape=(None, 1, 2, 2))),
             r"inputs are float16 \[N, 1, 2, 2\] against float32 \[N, 1, 2, 2\]",
         ),
+        (
+            image_runner(output_spec=TensorSpec(name="logits", dtype="float32", shape=(None, 2))),
+            r"outputs are float32 \[N, 2\] against float32 \[N, 1\]",
+        ),
+        (
+            image_runner(output_spec=TensorSpec(name="logits", dtype="float16", shape=(None, 1))),
+            r"outputs are float16 \[N, 1\] against float32 \[N, 1\]",
+        ),
+        (image_runner(settings={"tf32": "on"}), r"settings is \{'tf32': 'on'\} against \{\}"),
     ],
 )
 def test_unequal_runners_are_refused_before_anything_is_timed(other: FakeRunner, words: str) -> None:
@@ -176,10 +185,46 @@ def test_unequal_runners_are_refused_before_anything_is_timed(other: FakeRunner,
     assert first.num_calls == other.num_calls == 0
 
 
-def test_inputs_may_have_other_names() -> None:
-    other = image_runner(spec=TensorSpec(name="pixels", dtype="float32", shape=(None, 1, 2, 2)))
+def test_inputs_and_outputs_may_have_other_names() -> None:
+    other = image_runner(
+        spec=TensorSpec(name="pixels", dtype="float32", shape=(None, 1, 2, 2)),
+        output_spec=TensorSpec(name="scores", dtype="float32", shape=(None, None)),
+    )
     measured = measure_interleaved({"a": image_runner(), "b": other}, batch=1, protocol=QUICK)
     assert list(measured) == ["a", "b"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_subject_that_does_not_answer_in_finite_numbers_is_refused_before_anything_is_timed(
+    bad: float,
+) -> None:
+    class Broken(FakeRunner):
+        def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+            logits = super().infer(inputs)["logits"]
+            logits[1] = bad
+            return {"logits": logits}
+
+    sound, broken = image_runner(), Broken(lambda _: 1e-3)
+    with pytest.raises(MeasureError, match=r"'b': output 'logits' holds 1 of 4 values that are not finite"):
+        measure_interleaved({"a": sound, "b": broken}, batch=4, protocol=QUICK)
+    assert sound.num_calls == broken.num_calls == 0
+
+
+def test_answers_of_unequal_shapes_are_refused_where_the_specs_leave_them_free() -> None:
+    class Wide(FakeRunner):
+        def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+            return {"logits": np.repeat(super().infer(inputs)["logits"], 3, axis=1)}
+
+    free = TensorSpec(name="logits", dtype="float32", shape=(None, None))
+    runners = {"a": image_runner(), "b": Wide(lambda _: 1e-3, output_spec=free)}
+    with pytest.raises(MeasureError, match=r"outputs are float32 \[4, 3\] against float32 \[4, 1\]"):
+        measure_interleaved(runners, batch=4, protocol=QUICK)
+
+
+@pytest.mark.parametrize("batch", [10**9, 10**15, 10**30])
+def test_an_absurd_batch_is_refused_at_once_with_the_memory_it_needs(batch: int) -> None:
+    with pytest.raises(DeviceError, match=rf"inputs of batch {batch} need .* GB, and .* GB are free"):
+        measure_interleaved({"a": image_runner()}, batch=batch, protocol=QUICK)
 
 
 def test_integer_inputs_get_zeros_and_ones() -> None:

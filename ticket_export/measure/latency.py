@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ticket_export.errors import MeasureError
+from ticket_export.measure.equal import require_equal_runners, require_inputs_fit, require_sound_outputs
 from ticket_export.measure.load import Load, LoadMeter, num_cores
 from ticket_export.measure.measurement import Measurement
 from ticket_export.measure.protocol import MAX_SAMPLES, MIN_SAMPLES, Protocol
@@ -60,11 +61,15 @@ def measure_interleaved(
         on_round: called after each round with (rounds done, rounds in all).
 
     Raises:
-        MeasureError: no runners, a batch below 1 or one the network does not take, or unequal runners.
+        MeasureError: no runners, a batch below 1 or one the network does not take, unequal runners, or
+            outputs that are not finite or not of equal shapes.
+        DeviceError: memory runs out at this batch, or the device is lost.
     """
-    specs = _require_equal_runners(runners, protocol)
+    specs = require_equal_runners(runners, protocol)
     shapes = _input_shapes(specs, batch)
+    require_inputs_fit(shapes, batch)
     inputs = _Inputs(specs, shapes, protocol.seed)
+    require_sound_outputs(runners, lambda runner: inputs.draw(runner, "warm-up"))
     with _collector_off():
         warmups = {
             name: _warm(runner, inputs.draw(runner, "warm-up"), protocol) for name, runner in runners.items()
@@ -164,6 +169,7 @@ def _measurements(
             runtime=runner.name,
             device=runner.device,
             precision=runner.precision,
+            settings=dict(runner.settings),
             batch=batch,
             scope=protocol.scope,
             threads=protocol.threads,
@@ -228,42 +234,6 @@ def _with_batch(spec: TensorSpec, batch: int) -> tuple[int, ...]:
             hint="export it with a dynamic batch, or measure at the batch it has",
         )
     return (batch, *sizes)
-
-
-def _require_equal_runners(runners: Mapping[str, Runner], protocol: Protocol) -> list[TensorSpec]:
-    """Return the inputs that all runners share.
-
-    Raises:
-        MeasureError: no runners, or the first difference between two of them with both values.
-    """
-    if not runners:
-        raise MeasureError("measure: no models were given")
-    first_name, first = next(iter(runners.items()))
-    for name, runner in runners.items():
-        if runner.threads != protocol.threads:
-            raise MeasureError(
-                f"measure: {name!r} runs on {runner.threads} threads, the protocol says {protocol.threads}"
-            )
-        for field in ("name", "device", "precision"):
-            ours, theirs = getattr(runner, field), getattr(first, field)
-            if ours != theirs:
-                word = "runtime" if field == "name" else field
-                raise MeasureError(
-                    f"cannot compare {name!r} against {first_name!r}: {word} is {ours!r} against {theirs!r}"
-                )
-        if _inputs_text(runner) != _inputs_text(first):
-            raise MeasureError(
-                f"cannot compare {name!r} against {first_name!r}: "
-                f"inputs are {_inputs_text(runner)} against {_inputs_text(first)}",
-                hint="both networks must take the same images",
-            )
-    return list(first.input_specs.values())
-
-
-def _inputs_text(runner: Runner) -> str:
-    """Return dtypes and shapes in order; names may differ between exporters."""
-    specs = runner.input_specs.values()
-    return ", ".join(f"{spec.dtype} {shape_text(spec.shape)}" for spec in specs)
 
 
 @contextmanager

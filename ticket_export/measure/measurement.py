@@ -8,7 +8,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Measurement:
         lead_in_s: [rounds, calls] seconds of the first calls of each round, which find the caches cold; not
             in `samples_s`.
         warmup_s: [calls] seconds of the calls before the first round; not in `samples_s`.
-        runtime, device, precision: of the Runner.
+        runtime, device, precision, settings: of the Runner.
         batch: images per inference.
         scope: "compute" or "end_to_end".
         threads: CPU threads of one inference.
@@ -60,6 +60,7 @@ class Measurement:
     run: str
     loads: tuple[Load, ...]
     reasons: tuple[str, ...]
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_rounds(self) -> int:
@@ -110,15 +111,16 @@ class Measurement:
     def facts_json(self) -> dict[str, Any]:  # Any: JSON values
         """Return everything but the arrays as JSON values."""
         fields = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in ARRAYS
+            each.name: getattr(self, each.name)
+            for each in dataclasses.fields(self)
+            if each.name not in ARRAYS
         }
         return {
             "schema": SCHEMA,
             **fields,
             "protocol": dataclasses.asdict(self.protocol),
             "machine": dict(self.machine),
+            "settings": dict(self.settings),
             "loads": [dataclasses.asdict(load) for load in self.loads],
             "reasons": list(self.reasons),
         }

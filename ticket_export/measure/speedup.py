@@ -59,8 +59,8 @@ def speedup(baseline: Measurement, subject: Measurement) -> Speedup:
     """Return how many times faster `subject` ran than `baseline`, with a 95 % interval over the rounds.
 
     Raises:
-        MeasureError: the two differ in runtime, device, precision, batch, scope, threads, protocol or
-            machine, or were not timed in the same interleaved rounds.
+        MeasureError: the two differ in runtime, device, precision, settings, batch, scope, threads, protocol
+            or machine, or were not timed in the same interleaved rounds.
     """
     require_equal(baseline, subject)
     log_ratios = np.log(baseline.round_medians_s) - np.log(subject.round_medians_s)
@@ -82,7 +82,7 @@ def require_equal(baseline: Measurement, subject: Measurement) -> None:
         MeasureError: naming the first thing that differs, and both values.
     """
     pair = f"{subject.name!r} against {baseline.name!r}"
-    for field in ("runtime", "device", "precision", "batch", "scope", "threads"):
+    for field in ("runtime", "device", "precision", "settings", "batch", "scope", "threads"):
         _require_same(field, getattr(baseline, field), getattr(subject, field), pair)
     for field in sorted({*baseline.machine, *subject.machine}):
         _require_same(f"machine {field}", baseline.machine.get(field), subject.machine.get(field), pair)

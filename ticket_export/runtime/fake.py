@@ -19,7 +19,7 @@ class FakeRunner:
 
     Args:
         latency_s: seconds of the n-th call of `time_once`.
-        name, device, precision, threads, spec, output_spec: what it claims to be.
+        name, device, precision, threads, settings, spec, output_spec: what it claims to be.
     """
 
     def __init__(
@@ -30,6 +30,7 @@ class FakeRunner:
         device: str = "cpu",
         precision: str = "fp32",
         threads: int = 1,
+        settings: Mapping[str, str] | None = None,
         spec: TensorSpec = IMAGE_SPEC,
         output_spec: TensorSpec = LOGITS_SPEC,
     ) -> None:
@@ -38,6 +39,7 @@ class FakeRunner:
         self.device = device
         self.precision = precision
         self.threads = threads
+        self.settings: dict[str, str] = dict(settings or {})
         self.input_specs = {spec.name: spec}
         self.output_specs = {output_spec.name: output_spec}
         self.num_calls = 0

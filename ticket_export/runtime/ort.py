@@ -46,6 +46,7 @@ class OrtCpuRunner:
     def __init__(self, path: Path, *, threads: int = 1) -> None:
         require_threads(threads)
         self.threads = threads
+        self.settings: dict[str, str] = {"optimization": "all", "spinning": "off"}
         self.precision = precision_from_onnx(path)
         self._path = path
         self._stamp = _stamp(path)

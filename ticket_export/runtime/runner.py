@@ -56,6 +56,10 @@ class Runner(Protocol):
         """How many CPU threads one inference uses."""
 
     @property
+    def settings(self) -> Mapping[str, str]:
+        """What else decides how fast it runs, in words: memory layout, TF32, search of algorithms, graph."""
+
+    @property
     def input_specs(self) -> dict[str, TensorSpec]:
         """The inputs in the network's own order, by name."""
 

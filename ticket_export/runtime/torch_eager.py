@@ -41,6 +41,7 @@ class TorchRunner:
     ) -> None:
         require_threads(threads)
         self.threads = threads
+        self.settings: dict[str, str] = {}
         self.device = "cpu" if device is None else device
         self._device = torch.device(self.device)
         self._module = copy.deepcopy(module).eval().to(self._device)
