@@ -36,6 +36,7 @@ FLOOR_BY_ROOM = {room: floor for floor, rooms in enumerate(FLOORS) for room in r
 TORCH_FREE = (
     *("errors", "seeds", "stages", "__main__", "pipeline"),
     *("cli/*", "recipe/*", "store/*", "report/*", "measure/*"),
+    "runtime/agreement",
     *("runtime/runner", "runtime/ort", "runtime/fake", "runtime/registry", "export/parity", "models/facts"),
 )
 # what `pip install --no-deps ticket-export` plus the serving box's few packages leaves out

@@ -8,7 +8,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from ticket_export.errors import ExportError, MeasureError, ParityError
-from ticket_export.export.parity import check_parity, relative_error
+from ticket_export.export.parity import check_parity
+from ticket_export.runtime.agreement import relative_error
 
 WEIGHT_FO = np.array([[1.0, 2.0], [3.0, -4.0], [0.5, 0.25]], dtype=np.float32)
 X = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
