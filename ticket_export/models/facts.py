@@ -18,6 +18,7 @@ class ZooFacts:
         fixed_size: its classifier reads a flattened map, so it accepts one image size alone.
         stem: name of the first layer when pruning leaves that layer whole, else None.
         classifier: name of the last linear layer.
+        beyond_torch_pruning: arguments with which torch-pruning cuts other channels than belong together.
         source: the paper the network comes from.
     """
 
@@ -28,6 +29,7 @@ class ZooFacts:
     fixed_size: bool
     stem: str | None
     classifier: str
+    beyond_torch_pruning: Mapping[str, str] = field(default_factory=dict)
     source: str
 
     @property
@@ -44,6 +46,7 @@ _CIFAR_RESNET = ZooFacts(
     fixed_size=False,
     stem="conv1",
     classifier="linear",
+    beyond_torch_pruning={"shortcut": "pad"},
     source="He et al. 2016 (arXiv 1512.03385), section 4.2; `pad` is its option A, `projection` its option B",
 )
 _CONV = ZooFacts(
