@@ -8,7 +8,8 @@ operator at a time, so that `threads` is the whole parallelism.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from ticket_export.errors import MeasureError, MissingDependency
+from ticket_export.runtime.failures import error_from_failure
+from ticket_export.runtime.onnx_file import precision_from_onnx
 from ticket_export.runtime.runner import Array, TensorSpec, require_inputs, require_scope, require_threads
 
 if TYPE_CHECKING:
-    import onnx
     import onnxruntime
 
 DTYPE_FROM_ORT = {
@@ -32,9 +34,6 @@ DTYPE_FROM_ORT = {
     "tensor(int64)": "int64",
     "tensor(bool)": "bool",
 }
-QUANTISED_OPS = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
-)
 
 
 class OrtCpuRunner:
@@ -49,10 +48,10 @@ class OrtCpuRunner:
         self.settings: dict[str, str] = {"optimization": "all", "spinning": "off"}
         self.precision = precision_from_onnx(path)
         self._path = path
-        self._stamp = _stamp(path)
-        self._session = _open_session(path, threads)
-        self.input_specs = _specs(self._session.get_inputs(), "input", path)
-        self.output_specs = _specs(self._session.get_outputs(), "output", path)
+        self._stamp = file_stamp(path)
+        self._session = open_cpu_session(path, threads=threads)
+        self.input_specs = specs_from_nodes(self._session.get_inputs(), "input", path)
+        self.output_specs = specs_from_nodes(self._session.get_outputs(), "output", path)
         self._output_names = list(self.output_specs)
         self._bound: dict[tuple[tuple[int, ...], ...], _Binding] = {}
 
@@ -73,12 +72,11 @@ class OrtCpuRunner:
 
         Raises:
             MeasureError: the inputs do not fit, or the session fails on them.
+            DeviceError: memory runs out.
         """
         require_inputs(str(self._path), self.input_specs, inputs)
-        try:
+        with self._told(inputs):
             outputs = self._session.run(self._output_names, dict(inputs))
-        except Exception as error:  # ONNX Runtime's errors share no base class but Exception
-            raise MeasureError(f"{self._path}: ONNX Runtime failed: {error}") from error
         return dict(zip(self._output_names, outputs, strict=True))
 
     def time_once(self, inputs: Mapping[str, Array], scope: str) -> float:
@@ -90,19 +88,22 @@ class OrtCpuRunner:
                 the clock runs; "end_to_end" is one `session.run` from NumPy arrays to NumPy arrays.
 
         Raises:
-            MeasureError: unknown scope, or the inputs do not fit.
+            MeasureError: unknown scope, the inputs do not fit, or the session fails on them.
+            DeviceError: memory runs out.
         """
         require_scope(scope)
         if scope == "end_to_end":
             require_inputs(str(self._path), self.input_specs, inputs)
             feed = dict(inputs)
-            start = time.perf_counter()
-            self._session.run(self._output_names, feed)
-            return time.perf_counter() - start
+            with self._told(inputs):
+                start = time.perf_counter()
+                self._session.run(self._output_names, feed)
+                return time.perf_counter() - start
         shapes = tuple(array.shape for array in inputs.values())
         if shapes not in self._bound:
             self._bound[shapes] = _Binding(self._session, self.infer(inputs), inputs)
-        return self._bound[shapes].time_once(inputs)
+        with self._told(inputs):
+            return self._bound[shapes].time_once(inputs)
 
     def renew(self) -> None:
         """Open the file in a new session with new buffers; the old ones go only then, so that memory moves.
@@ -110,10 +111,18 @@ class OrtCpuRunner:
         Raises:
             MeasureError: the file has changed or gone since it was opened.
         """
-        if _stamp(self._path) != self._stamp:
+        if file_stamp(self._path) != self._stamp:
             raise MeasureError(f"{self._path}: has changed since the measurement began")
-        self._session = _open_session(self._path, self.threads)
+        self._session = open_cpu_session(self._path, threads=self.threads)
         self._bound.clear()
+
+    @contextmanager
+    def _told(self, inputs: Mapping[str, Array]) -> Iterator[None]:
+        """Turn the session's errors into the project's own."""
+        try:
+            yield
+        except Exception as error:  # ONNX Runtime's errors share no base class but Exception
+            raise error_from_failure(f"{self._path}: ONNX Runtime", error, inputs) from error
 
 
 class _Binding:
@@ -143,52 +152,8 @@ class _Binding:
         return time.perf_counter() - start
 
 
-def precision_from_onnx(path: Path) -> str:
-    """Return what an ONNX file computes in: "int8", "fp16", "bf16", "fp64" or "fp32".
-
-    A file with quantising operators is "int8"; any other one is named after the floating type that most of
-    its weights have, or after its first floating input when it has no such weights.
-
-    Raises:
-        MeasureError: the file is missing or is not ONNX.
-        MissingDependency: onnx is not installed.
-    """
-    model = _load_graph(path)
-    if any(node.op_type in QUANTISED_OPS for node in model.graph.node):
-        return "int8"
-    # ONNX TensorProto.DataType: FLOAT 1, FLOAT16 10, DOUBLE 11, BFLOAT16 16
-    names = {1: "fp32", 10: "fp16", 11: "fp64", 16: "bf16"}
-    num_elements = dict.fromkeys(names, 0)
-    for weight in model.graph.initializer:
-        if weight.data_type in names:
-            num_elements[weight.data_type] += int(np.prod(weight.dims, dtype=np.int64))
-    if any(num_elements.values()):
-        return names[max(num_elements, key=lambda kind: num_elements[kind])]
-    kinds = [value.type.tensor_type.elem_type for value in model.graph.input]
-    return next((names[kind] for kind in kinds if kind in names), "fp32")
-
-
-def _load_graph(path: Path) -> onnx.ModelProto:
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingDependency("onnx is not installed", hint="pip install onnx") from error
-    if not path.is_file():
-        state = "a folder" if path.is_dir() else "no such file"
-        raise MeasureError(f"{path}: {state}", hint="give the path of an exported .onnx file")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except OSError as error:
-        raise MeasureError(f"{path}: cannot be read: {error.strerror}") from error
-    except Exception as error:  # protobuf's DecodeError is private to the protobuf build in use
-        raise MeasureError(f"{path}: not an ONNX file ({error})") from error
-    if not model.graph.node:
-        raise MeasureError(f"{path}: not an ONNX file (its graph has no nodes)")
-    return model
-
-
-def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Return the settings that every session of this package has: `threads` cores, none of them spinning.
+def session_options(*, threads: int) -> onnxruntime.SessionOptions:
+    """Return the options that every session of this project has: see the top of this file.
 
     Raises:
         MissingDependency: onnxruntime is not installed.
@@ -208,17 +173,34 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    options = session_options(threads)
+def open_cpu_session(
+    path: Path, *, threads: int, profile: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """Return a session on the CPU as `OrtCpuRunner` times it.
+
+    Args:
+        path: an ONNX file.
+        threads: CPU threads of one inference.
+        profile: first part of the name of the profile that the session then writes; None: no profile.
+
+    Raises:
+        MeasureError: ONNX Runtime refuses the file.
+        MissingDependency: onnxruntime is not installed.
+    """
+    options = session_options(threads=threads)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     import onnxruntime
 
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base class but Exception
-        raise MeasureError(f"{path}: ONNX Runtime cannot open it: {error}") from error
+        words = " ".join(str(error).split())
+        raise MeasureError(f"{path}: ONNX Runtime cannot open it: {words}") from error
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
+def file_stamp(path: Path) -> tuple[int, int, int]:
     """Return what changes when a file is written or replaced; zeros when it is gone."""
     if not path.exists():
         return (0, 0, 0)
@@ -226,8 +208,17 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def _specs(nodes: list[onnxruntime.NodeArg], side: str, path: Path) -> dict[str, TensorSpec]:
-    """Return the specs of a session's inputs or outputs, by name; `side` names them in errors."""
+def specs_from_nodes(nodes: list[onnxruntime.NodeArg], side: str, path: Path) -> dict[str, TensorSpec]:
+    """Return the specs of a session's inputs or outputs, by name.
+
+    Args:
+        nodes: what the session gives.
+        side: "input" or "output", for the error's text.
+        path: the session's file.
+
+    Raises:
+        MeasureError: one is of a type that no array has here.
+    """
     specs = {}
     for node in nodes:
         if node.type not in DTYPE_FROM_ORT:

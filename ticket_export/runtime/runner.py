@@ -114,6 +114,24 @@ def require_threads(threads: int) -> None:
         raise MeasureError(f"measure: threads is {threads}, but an inference needs at least 1")
 
 
+def cuda_index(owner: str, device: str | None) -> int:
+    """Return the index in "cuda:<index>"; 0 for "cuda" and None.
+
+    Args:
+        owner: the runtime that asks, for the error's text.
+        device: what the caller named.
+
+    Raises:
+        MeasureError: it names no CUDA device.
+    """
+    kind, _, index = ("cuda" if device is None else device).partition(":")
+    if kind != "cuda" or not (index.isdecimal() or device in (None, "cuda")):
+        raise MeasureError(
+            f"runtime {owner!r} runs on a CUDA device, got {device!r}", hint="name it cuda or cuda:0"
+        )
+    return int(index or "0")
+
+
 def require_inputs(owner: str, specs: Mapping[str, TensorSpec], inputs: Mapping[str, Array]) -> None:
     """Pass when `inputs` holds exactly the named arrays that `specs` describe.
 

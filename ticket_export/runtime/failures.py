@@ -1,0 +1,54 @@
+"""What went wrong inside a runtime, told as the project's own error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ticket_export.errors import DeviceError, MeasureError
+from ticket_export.runtime.runner import Array
+
+# what allocators say: ONNX Runtime's arenas, the C++ library, torch on both devices, CUDA, numpy
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "failed to allocate memory",
+    "bad_alloc",
+    "bad allocation",
+    "can't allocate memory",
+    "not enough memory",
+    "unable to allocate",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+)
+# what is said when the device itself fails: nothing on it can be trusted afterwards
+_DEVICE_LOST = (
+    "cuda error",
+    "cuda failure",
+    "cuda_error",
+    "cudaerror",
+    "cublas failure",
+    "cudnn failure",
+    "xid",
+)
+
+
+def error_from_failure(owner: str, error: Exception, inputs: Mapping[str, Array]) -> MeasureError:
+    """Return the error to raise for a runtime's own one, with the batch when memory ran out.
+
+    Args:
+        owner: whose failure it is, e.g. the file, for the error's text.
+        error: what the runtime raised.
+        inputs: what it was given, arrays [N, ...] by name.
+    """
+    words = " ".join(str(error).split())
+    lower = words.lower()
+    if isinstance(error, MemoryError) or any(word in lower for word in _OUT_OF_MEMORY):
+        batch = max((len(array) for array in inputs.values() if array.ndim), default=0)
+        return DeviceError(
+            f"{owner}: out of memory at batch {batch}: {words}", hint="measure a smaller batch"
+        )
+    if any(word in lower for word in _DEVICE_LOST):
+        return DeviceError(
+            f"{owner}: the device failed: {words}",
+            hint="look at nvidia-smi and the kernel's log, then run the same command again",
+        )
+    return MeasureError(f"{owner}: failed: {words}")
