@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ticket_export.errors import MeasureError, MissingDependency
-from ticket_export.runtime.ort import OrtCpuRunner, precision_from_onnx
+from ticket_export.runtime.onnx_file import precision_from_onnx
+from ticket_export.runtime.ort import OrtCpuRunner
 from ticket_export.runtime.registry import open_runner
 from ticket_export.runtime.runner import TensorSpec
 

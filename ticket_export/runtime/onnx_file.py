@@ -27,7 +27,7 @@ FOREIGN = {
 }
 
 
-def graph_from_file(path: Path) -> onnx.ModelProto:
+def load_graph(path: Path) -> onnx.ModelProto:
     """Return the model in a file without its external weights, which lie beside it whole.
 
     Raises:
@@ -65,7 +65,7 @@ def precision_from_onnx(path: Path) -> str:
         MeasureError: the file is missing or is not ONNX.
         MissingDependency: onnx is not installed.
     """
-    model = graph_from_file(path)
+    model = load_graph(path)
     if any(node.op_type in QUANTISED_OPS for node in model.graph.node):
         return "int8"
     # ONNX TensorProto.DataType: FLOAT 1, FLOAT16 10, DOUBLE 11, BFLOAT16 16

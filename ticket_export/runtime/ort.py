@@ -49,7 +49,7 @@ class OrtCpuRunner:
         self.precision = precision_from_onnx(path)
         self._path = path
         self._stamp = file_stamp(path)
-        self._session = open_cpu_session(path, threads=threads)
+        self._session = _open_session(path, threads)
         self.input_specs = specs_from_nodes(self._session.get_inputs(), "input", path)
         self.output_specs = specs_from_nodes(self._session.get_outputs(), "output", path)
         self._output_names = list(self.output_specs)
@@ -113,7 +113,7 @@ class OrtCpuRunner:
         """
         if file_stamp(self._path) != self._stamp:
             raise MeasureError(f"{self._path}: has changed since the measurement began")
-        self._session = open_cpu_session(self._path, threads=self.threads)
+        self._session = _open_session(self._path, self.threads)
         self._bound.clear()
 
     @contextmanager
@@ -152,8 +152,8 @@ class _Binding:
         return time.perf_counter() - start
 
 
-def session_options(*, threads: int) -> onnxruntime.SessionOptions:
-    """Return the options that every session of this project has: see the top of this file.
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Return the settings that every session of this package has: `threads` cores, none of them spinning.
 
     Raises:
         MissingDependency: onnxruntime is not installed.
@@ -173,24 +173,8 @@ def session_options(*, threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def open_cpu_session(
-    path: Path, *, threads: int, profile: Path | None = None
-) -> onnxruntime.InferenceSession:
-    """Return a session on the CPU as `OrtCpuRunner` times it.
-
-    Args:
-        path: an ONNX file.
-        threads: CPU threads of one inference.
-        profile: first part of the name of the profile that the session then writes; None: no profile.
-
-    Raises:
-        MeasureError: ONNX Runtime refuses the file.
-        MissingDependency: onnxruntime is not installed.
-    """
-    options = session_options(threads=threads)
-    if profile is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile)
+def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = session_options(threads)
     import onnxruntime
 
     try:

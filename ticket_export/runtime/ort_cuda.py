@@ -4,10 +4,11 @@ What is timed: the host's clock around one `run_with_iobinding`, which enqueues 
 only when the device has finished (ONNX Runtime synchronises its stream at the end of a run unless told not
 to). The device's own events cannot be set into that stream, which belongs to the session. The seconds hence
 hold the enqueueing and one synchronisation, some 10 us, as a caller's do. In "compute" the inputs lie on the
-device before the clock starts and the outputs stay there; "end_to_end" adds the copies from and to the host.
+device before the clock starts and the outputs stay there; "end_to_end" adds the copies from and to the
+host.
 
-What is chosen, and stated in `settings`: cuDNN searches exhaustively among its algorithms, in the first run at
-a shape and never in a timed one; TF32 as told; layout NCHW, the provider's default.
+What is chosen, and stated in `settings`: cuDNN searches exhaustively among its algorithms, in the first run
+at a shape and never in a timed one; TF32 as told; layout NCHW, the provider's default.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
 
 from ticket_export.errors import MeasureError, MissingDependency
 from ticket_export.runtime.failures import error_from_failure
@@ -44,6 +47,7 @@ _GRAPH_ID = "gpu_graph_id"  # a captured graph per id; -1 runs without capturing
 _NO_CAPTURE = "-1"
 # what sizes are computed in: such nodes belong on the CPU, which allocates by their results
 _SIZE_TYPES = frozenset({"int64", "int32", "bool"})
+_MAX_SIZES = 8  # sizes of one tensor: no tensor has more axes
 
 
 class OrtCudaRunner:
@@ -119,9 +123,10 @@ class OrtCudaRunner:
             MeasureError: the inputs do not fit, or a node that computes more than sizes runs on the CPU.
             DeviceError: the device is out of memory or fails.
         """
-        with self._told(inputs):
-            binding = self._binding(inputs)
-            binding.place(inputs)
+        arrays = self._checked(inputs)
+        with self._told(arrays):
+            binding = self._binding(arrays)
+            binding.place(arrays)
             binding.run()
             return binding.outputs()
 
@@ -133,15 +138,16 @@ class OrtCudaRunner:
             DeviceError: the device is out of memory or fails.
         """
         require_scope(scope)
-        with self._told(inputs):
-            binding = self._binding(inputs)
+        arrays = self._checked(inputs)
+        with self._told(arrays):
+            binding = self._binding(arrays)
             if scope == "end_to_end":
                 start = time.perf_counter()
-                binding.place(inputs)
+                binding.place(arrays)
                 binding.run()
                 binding.outputs()
                 return time.perf_counter() - start
-            binding.place(inputs)
+            binding.place(arrays)
             start = time.perf_counter()
             binding.run()
             return time.perf_counter() - start
@@ -158,8 +164,11 @@ class OrtCudaRunner:
             raise MeasureError(f"{self._path}: has changed since the measurement began")
         self._bound.clear()
 
-    def _binding(self, inputs: Mapping[str, Array]) -> _DeviceBinding:
+    def _checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         require_inputs(str(self._path), self.input_specs, inputs)
+        return {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+
+    def _binding(self, inputs: Mapping[str, Array]) -> _DeviceBinding:
         shapes = tuple(array.shape for array in inputs.values())
         if shapes not in self._bound:
             self._require_placement(inputs)
@@ -194,14 +203,14 @@ class OrtCudaRunner:
             shown = ", ".join(strangers[:5]) + (", ..." if len(strangers) > 5 else "")
             raise MeasureError(
                 f"{self._path}: ONNX Runtime runs {len(strangers)} of its nodes on the CPU: {shown}",
-                hint="it has no CUDA kernel for them: measure with tensorrt, or export without these operators",
+                hint="it has no CUDA kernel for them: measure with tensorrt, or export without them",
             )
         self._placement_seen = True
 
     def _open(
         self, provider_options: Mapping[str, str], profile: Path | None = None
     ) -> onnxruntime.InferenceSession:
-        options = session_options(threads=self.threads)
+        options = session_options(self.threads)
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
@@ -214,8 +223,8 @@ class OrtCudaRunner:
             )
         if PROVIDER not in session.get_providers():
             raise MissingDependency(
-                f"runtime 'ort-cuda': ONNX Runtime {self._ort.__version__} could not start its CUDA provider on "
-                f"{self.device}, its own message is above",
+                f"runtime 'ort-cuda': ONNX Runtime {self._ort.__version__} could not start its CUDA provider "
+                f"on {self.device}; its own message is above",
                 hint=f"check the driver with nvidia-smi and the CUDA libraries with {INSTALL}",
             )
         return session
@@ -293,10 +302,14 @@ def nodes_on_cpu(profile: list[dict[str, Any]]) -> list[str]:  # Any: JSON value
         if event.get("cat") != "Node" or facts.get("provider") != "CPUExecutionProvider":
             continue
         given = [(kind, shape) for each in facts.get("output_type_shape", []) for kind, shape in each.items()]
-        if not given or any(kind not in _SIZE_TYPES or len(shape) > 1 for kind, shape in given):
+        if not given or not all(_is_sizes(kind, shape) for kind, shape in given):
             name = event["name"].removesuffix("_kernel_time")
             found[name] = f"{facts['op_name']} {name!r}"
     return list(found.values())
+
+
+def _is_sizes(kind: str, shape: list[int]) -> bool:
+    return kind in _SIZE_TYPES and len(shape) <= 1 and sum(shape) <= _MAX_SIZES
 
 
 def _onnxruntime_with_cuda() -> ModuleType:
