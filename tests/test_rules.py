@@ -38,6 +38,7 @@ TORCH_FREE = (
     *("cli/*", "recipe/*", "store/*", "report/*", "measure/*"),
     "runtime/agreement",
     *("runtime/runner", "runtime/ort", "runtime/fake", "runtime/registry", "export/parity", "models/facts"),
+    *("export/triton", "export/triton_config", "export/served"),
 )
 # what `pip install --no-deps ticket-export` plus the serving box's few packages leaves out
 NOT_ON_A_SERVING_BOX = (
