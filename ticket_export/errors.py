@@ -12,7 +12,8 @@ TicketExportError
 ├── ExportError        a file could not be exported
 │   └── ParityError    an exported file does not compute what its torch source computes
 ├── MeasureError       the measurement cannot be made or the things compared are unequal
-│   └── DeviceError      the device ran out of memory or was lost; what was measured before stays
+│   ├── DeviceError      the device ran out of memory or was lost; what was measured before stays
+│   └── BusyDeviceError  another process computes on the device that was to be measured
 └── MissingDependency  hardware or an optional package is missing; the text holds the install command
 
 Each text says what, where, the value, and the next step. `exit_code` is what the command line returns for it:
@@ -92,6 +93,12 @@ class MeasureError(TicketExportError):
 
 class DeviceError(MeasureError):
     """The device ran out of memory or was lost; what was measured before stays."""
+
+    exit_code = 3
+
+
+class BusyDeviceError(MeasureError):
+    """Another process computes on the device that was to be measured."""
 
     exit_code = 3
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,3 +77,25 @@ def test_percentiles_are_of_all_samples_and_p99_needs_a_thousand(measurement: Ma
 def test_throughput_is_all_images_over_all_seconds(measurement: Make) -> None:
     samples_s = np.array([[1.0, 1.0, 1.0, 1.0, 6.0]] * 5)
     assert measurement(samples_s, batch=4).throughput_per_s == pytest.approx(4 * 25 / 50.0)
+
+
+def test_a_file_from_before_cores_and_gpus_were_recorded_is_read(measurement: Make) -> None:
+    one = measurement(np.ones((5, 5)), cores=(1,))
+    arrays = {name: getattr(one, name) for name in ARRAYS}
+    facts = one.facts_json()
+    assert Measurement.from_json(facts, arrays).cores == (1,)
+    old = Measurement.from_json({k: v for k, v in facts.items() if k not in ("cores", "gpu")}, arrays)
+    assert (old.cores, old.gpu, old.energy_per_image_j) == (None, (), None)
+
+
+def test_fields_of_a_newer_version_are_refused_by_name(measurement: Make, tmp_path: Path) -> None:
+    one = measurement(np.ones((5, 5)))
+    arrays = {name: getattr(one, name) for name in ARRAYS}
+    with pytest.raises(MeasureError, match="unknown fields moon\nhint: it was written by a newer version"):
+        Measurement.from_json({**one.facts_json(), "moon": "full"}, arrays)
+    protocol = {**one.facts_json()["protocol"], "moon": "full"}
+    stored = {f"0/{name}": array for name, array in arrays.items()}
+    facts = json.dumps([{**one.facts_json(), "protocol": protocol}])
+    np.savez(tmp_path / "newer.npz", facts=np.array(facts), **stored)
+    with pytest.raises(MeasureError, match=r"newer\.npz: not a file of measurements: .*moon"):
+        load_measurements(tmp_path / "newer.npz")

@@ -13,14 +13,17 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ticket_export.errors import MeasureError
 from ticket_export.measure.equal import require_equal_runners, require_inputs_fit, require_sound_outputs
+from ticket_export.measure.gpu import GpuBlock, GpuWatch, watched
 from ticket_export.measure.load import Load, LoadMeter, num_cores
 from ticket_export.measure.measurement import Measurement
+from ticket_export.measure.pinning import pinned
 from ticket_export.measure.protocol import MAX_SAMPLES, MIN_SAMPLES, Protocol
 from ticket_export.measure.stability import stability_reasons
 from ticket_export.runtime.runner import Array, Runner, TensorSpec, shape_text
@@ -52,7 +55,8 @@ def measure_interleaved(
 
     Each subject is warmed until two windows agree (or the cap is reached, which becomes a reason). Then every
     round draws fresh inputs, the same for all subjects, and a random order; at its turn a subject is placed
-    anew in memory, and its first calls after that are kept apart. Python's garbage collector rests meanwhile.
+    anew in memory, and its first calls after that are kept apart. Python's garbage collector rests meanwhile;
+    on a CPU the process keeps to its quietest cores, a GPU is watched.
 
     Args:
         runners: open runners by subject name, of equal runtime, device, precision, threads and inputs.
@@ -64,23 +68,47 @@ def measure_interleaved(
         MeasureError: no runners, a batch below 1 or one the network does not take, unequal runners, or
             outputs that are not finite or not of equal shapes.
         DeviceError: memory runs out at this batch, or the device is lost.
+        BusyDeviceError: another process computes on the GPU.
     """
     specs = require_equal_runners(runners, protocol)
     shapes = _input_shapes(specs, batch)
     require_inputs_fit(shapes, batch)
     inputs = _Inputs(specs, shapes, protocol.seed)
+    machine, device = machine_facts(), next(iter(runners.values())).device  # asked before cores are held
     require_sound_outputs(runners, lambda runner: inputs.draw(runner, "warm-up"))
-    with _collector_off():
+    with _collector_off(), pinned(protocol.threads, device) as cores, watched(device) as (watch, unknown):
         warmups = {
             name: _warm(runner, inputs.draw(runner, "warm-up"), protocol) for name, runner in runners.items()
         }
         samples = protocol.samples or _samples_that_fit(warmups, protocol)
         timed = _Timed.empty(runners, rounds=protocol.rounds, samples=samples)
         for index in range(protocol.rounds):
-            timed.loads.append(_time_round(runners, inputs, index, timed, protocol))
+            timed.loads.append(_time_round(runners, inputs, index, timed, protocol, watch))
             if on_round is not None:
                 on_round(index + 1, protocol.rounds)
-    return _measurements(runners, warmups, timed, batch=batch, protocol=replace(protocol, samples=samples))
+    shared = _Shared(
+        batch=batch,
+        protocol=replace(protocol, samples=samples),
+        machine=machine,
+        cores=cores,
+        unknown=() if unknown is None else (unknown,),
+        run=uuid.uuid4().hex[:12],
+    )
+    return {
+        name: _measurement(name, runner, warmups[name], timed, shared) for name, runner in runners.items()
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shared:
+    """What all Measurements of one run have in common."""
+
+    batch: int
+    protocol: Protocol
+    machine: Mapping[str, Any]  # Any: JSON values, whatever the machine module records
+    cores: tuple[int, ...] | None
+    unknown: tuple[str, ...]  # what the device does not tell of itself, as a reason
+    run: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +118,7 @@ class _Timed:
     samples_s: dict[str, npt.NDArray[np.float64]]  # [rounds, samples]
     lead_in_s: dict[str, npt.NDArray[np.float64]]  # [rounds, LEAD_IN_CALLS]
     loads: list[Load]
+    gpu: dict[str, list[GpuBlock]]
 
     @classmethod
     def empty(cls, names: Mapping[str, object], *, rounds: int, samples: int) -> _Timed:
@@ -97,11 +126,17 @@ class _Timed:
             samples_s={name: np.full((rounds, samples), np.nan) for name in names},
             lead_in_s={name: np.full((rounds, LEAD_IN_CALLS), np.nan) for name in names},
             loads=[],
+            gpu={name: [] for name in names},
         )
 
 
 def _time_round(
-    runners: Mapping[str, Runner], inputs: _Inputs, index: int, timed: _Timed, protocol: Protocol
+    runners: Mapping[str, Runner],
+    inputs: _Inputs,
+    index: int,
+    timed: _Timed,
+    protocol: Protocol,
+    watch: GpuWatch | None,
 ) -> Load:
     """Fill row `index` of `timed`, all subjects in random order, and return the load meanwhile."""
     names = list(runners)
@@ -112,10 +147,18 @@ def _time_round(
         runner = runners[name]
         arrays = inputs.draw(runner, f"round-{index}")
         runner.renew()
-        for row_s in (timed.lead_in_s[name][index], timed.samples_s[name][index]):
-            for call in range(len(row_s)):
-                row_s[call] = runner.time_once(arrays, protocol.scope)
+        _fill(timed.lead_in_s[name][index], runner, arrays, protocol.scope)
+        if watch is not None:
+            watch.start()
+        _fill(timed.samples_s[name][index], runner, arrays, protocol.scope)
+        if watch is not None:
+            timed.gpu[name].append(watch.stop())
     return meter.stop()
+
+
+def _fill(row_s: npt.NDArray[np.float64], runner: Runner, arrays: Mapping[str, Array], scope: str) -> None:
+    for call in range(len(row_s)):
+        row_s[call] = runner.time_once(arrays, scope)
 
 
 def _warm(runner: Runner, inputs: Mapping[str, Array], protocol: Protocol) -> _Warmup:
@@ -151,43 +194,37 @@ def _samples_that_fit(warmups: Mapping[str, _Warmup], protocol: Protocol) -> int
     return int(np.clip(round(protocol.block_s / max(slowest_s, 1e-9)), MIN_SAMPLES, MAX_SAMPLES))
 
 
-def _measurements(
-    runners: Mapping[str, Runner],
-    warmups: Mapping[str, _Warmup],
-    timed: _Timed,
-    *,
-    batch: int,
-    protocol: Protocol,
-) -> dict[str, Measurement]:
-    machine, run, cores = machine_facts(), uuid.uuid4().hex[:12], num_cores()
-    return {
-        name: Measurement(
-            name=name,
-            samples_s=timed.samples_s[name],
-            lead_in_s=timed.lead_in_s[name],
-            warmup_s=warmups[name].calls_s,
-            runtime=runner.name,
-            device=runner.device,
-            precision=runner.precision,
-            settings=dict(runner.settings),
-            batch=batch,
-            scope=protocol.scope,
-            threads=protocol.threads,
-            protocol=protocol,
-            machine=machine,
-            run=run,
-            loads=tuple(timed.loads),
-            reasons=stability_reasons(
-                timed.samples_s[name],
-                warmup_drift_fraction=warmups[name].drift_fraction,
-                drift_limit=protocol.drift_fraction,
-                loads=timed.loads,
-                threads=protocol.threads,
-                num_cores=cores,
-            ),
-        )
-        for name, runner in runners.items()
-    }
+def _measurement(name: str, runner: Runner, warmup: _Warmup, timed: _Timed, shared: _Shared) -> Measurement:
+    protocol = shared.protocol
+    found = stability_reasons(
+        timed.samples_s[name],
+        warmup_drift_fraction=warmup.drift_fraction,
+        drift_limit=protocol.drift_fraction,
+        loads=timed.loads,
+        threads=protocol.threads,
+        num_cores=num_cores(),
+        gpu=timed.gpu[name],
+    )
+    return Measurement(
+        name=name,
+        samples_s=timed.samples_s[name],
+        lead_in_s=timed.lead_in_s[name],
+        warmup_s=warmup.calls_s,
+        runtime=runner.name,
+        device=runner.device,
+        precision=runner.precision,
+        settings=dict(runner.settings),
+        batch=shared.batch,
+        scope=protocol.scope,
+        threads=protocol.threads,
+        protocol=protocol,
+        machine=shared.machine,
+        run=shared.run,
+        loads=tuple(timed.loads),
+        reasons=found + shared.unknown,
+        cores=shared.cores,
+        gpu=tuple(timed.gpu[name]),
+    )
 
 
 class _Inputs:

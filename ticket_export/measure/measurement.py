@@ -16,12 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ticket_export.errors import MeasureError, StoreError
+from ticket_export.measure.gpu import GpuBlock
 from ticket_export.measure.load import Load
 from ticket_export.measure.protocol import Protocol
 
 SCHEMA = 1
 P99_SAMPLES = 1000
 ARRAYS = ("samples_s", "lead_in_s", "warmup_s")
+ENERGY_BLOCK_S = 0.1  # the energy counter's slowest refresh: a shorter block holds its neighbour's energy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,6 +45,8 @@ class Measurement:
         run: name of the interleaved run; only Measurements of one run share rounds.
         loads: what others used of the machine, one per round.
         reasons: why it is not to be trusted, in words; empty means stable.
+        cores: the logical cores the process was held to; None where it was not.
+        gpu: what the GPU did in each round while this subject was timed; empty on a CPU.
     """
 
     name: str
@@ -61,6 +65,8 @@ class Measurement:
     loads: tuple[Load, ...]
     reasons: tuple[str, ...]
     settings: Mapping[str, str] = field(default_factory=dict)
+    cores: tuple[int, ...] | None = None
+    gpu: tuple[GpuBlock, ...] = ()
 
     @property
     def num_rounds(self) -> int:
@@ -104,6 +110,23 @@ class Measurement:
             return None
         return float(np.quantile(self.samples_s, 0.99, method="inverted_cdf"))
 
+    @property
+    def energy_per_image_j(self) -> float | None:
+        """Joules of the GPU's board per image, host excluded; None where it is not known.
+
+        The differences of the energy counter over this subject's blocks, summed over the rounds, divided by
+        the images timed in them. It holds whatever the board drew between two timed calls too. The counter
+        lags by up to 100 ms, so a block's first moments are booked on the subject before it: the order is
+        random, which spreads the error, but below 100 ms per block one refresh spans several subjects and
+        nothing is told.
+        """
+        energies_j = [block.energy_j for block in self.gpu if block.energy_j is not None]
+        if not energies_j or len(energies_j) < len(self.gpu):
+            return None
+        if sum(block.wall_s for block in self.gpu) < ENERGY_BLOCK_S * len(self.gpu):
+            return None
+        return sum(energies_j) / (self.batch * self.samples_s.size)
+
     def latency_json(self) -> dict[str, float]:
         """Return the `latency_s` field of a report row: p50 and p90 in seconds."""
         return {"p50": self.p50_s, "p90": self.p90_s}
@@ -122,6 +145,8 @@ class Measurement:
             "machine": dict(self.machine),
             "settings": dict(self.settings),
             "loads": [dataclasses.asdict(load) for load in self.loads],
+            "cores": None if self.cores is None else list(self.cores),
+            "gpu": [dataclasses.asdict(block) for block in self.gpu],
             "reasons": list(self.reasons),
         }
 
@@ -134,14 +159,23 @@ class Measurement:
         """Return the Measurement that `facts_json` and its arrays came from.
 
         Raises:
-            MeasureError: the facts have another schema.
+            MeasureError: the facts have another schema, or fields that this version does not know.
         """
         if facts.get("schema") != SCHEMA:
             raise MeasureError(f"measurement: schema is {facts.get('schema')!r}, this version reads {SCHEMA}")
         fields = {key: value for key, value in facts.items() if key != "schema"}
-        fields["protocol"] = Protocol(**facts["protocol"])
+        unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise MeasureError(
+                f"measurement: unknown fields {', '.join(sorted(unknown))}",
+                hint="it was written by a newer version of ticket-export",
+            )
         fields["loads"] = tuple(Load(**load) for load in facts["loads"])
         fields["reasons"] = tuple(facts["reasons"])
+        fields["protocol"] = Protocol(**facts["protocol"])
+        cores = facts.get("cores")  # since cores are held; older files have none
+        fields["cores"] = None if cores is None else tuple(cores)
+        fields["gpu"] = tuple(GpuBlock(**block) for block in facts.get("gpu", ()))
         fields |= {name: arrays[name] for name in ARRAYS}
         return cls(**fields)
 
@@ -188,6 +222,6 @@ def load_measurements(path: Path) -> dict[str, Measurement]:
             Measurement.from_json(fact, {name: stored[f"{index}/{name}"] for name in ARRAYS})
             for index, fact in enumerate(facts)
         ]
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise MeasureError(f"{path}: not a file of measurements: {error}") from error
     return {measurement.name: measurement for measurement in measurements}

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ticket_export.measure.gpu import GpuBlock
 from ticket_export.measure.load import Load
 
 ROUND_CV_LIMIT = 0.05
@@ -18,6 +19,8 @@ TREND_LIMIT = 0.05
 TAIL_LIMIT = 1.5
 STEAL_LIMIT_CORES = 0.05
 NEIGHBOUR_SLACK_CORES = 0.15  # what an idle desktop takes, and the ticks of the counters
+CLOCK_LIMIT = 0.75  # nvbench discards a batch whose mean SM clock is below this share of the default one
+THROTTLED_LIMIT = 0.10  # a moment at the power cap is normal and a median does not see it
 
 
 def stability_reasons(
@@ -28,6 +31,7 @@ def stability_reasons(
     loads: Sequence[Load],
     threads: int,
     num_cores: int,
+    gpu: Sequence[GpuBlock] = (),
 ) -> tuple[str, ...]:
     """Return every reason to distrust the samples, each one sentence with its number and its limit.
 
@@ -38,6 +42,7 @@ def stability_reasons(
         loads: the load of others, one per round.
         threads: CPU threads of one inference.
         num_cores: logical cores of the machine.
+        gpu: what the GPU did, one per round; empty on a CPU.
     """
     found = [
         _warmup(warmup_drift_fraction, drift_limit),
@@ -46,6 +51,9 @@ def stability_reasons(
         _tail(samples_s),
         _neighbour(loads, threads=threads, num_cores=num_cores),
         _steal(loads),
+        _low_clock(gpu),
+        _throttled(gpu),
+        _gpu_neighbour(gpu),
     ]
     return tuple(reason for reason in found if reason is not None)
 
@@ -112,3 +120,37 @@ def _steal(loads: Sequence[Load]) -> str | None:
         f"the hypervisor took {steal_cores:.2f} cores for other guests during the rounds "
         f"(limit {STEAL_LIMIT_CORES:.2f})"
     )
+
+
+def _low_clock(gpu: Sequence[GpuBlock]) -> str | None:
+    """Give a reason when the SM clock fell, unless someone has set it: a set clock is low, but steady."""
+    known = [
+        (block.sm_clock_mhz / block.max_sm_clock_mhz, block.sm_clock_mhz, index)
+        for index, block in enumerate(gpu, start=1)
+        if block.sm_clock_mhz is not None and block.max_sm_clock_mhz and not block.user_clocks
+    ]
+    if not known or min(known)[0] >= CLOCK_LIMIT:
+        return None
+    share, clock_mhz, index = min(known)
+    return (
+        f"the SM clock fell to {clock_mhz:.0f} MHz in round {index}, {share:.0%} of its maximum "
+        f"(limit {CLOCK_LIMIT:.0%})"
+    )
+
+
+def _throttled(gpu: Sequence[GpuBlock]) -> str | None:
+    num_samples = sum(block.num_samples for block in gpu)
+    words = sorted({word for block in gpu for word in block.throttled})
+    shares = {word: sum(block.throttled.get(word, 0) for block in gpu) / num_samples for word in words}
+    over = {word: share for word, share in shares.items() if share > THROTTLED_LIMIT}
+    if not over:
+        return None
+    told = ", ".join(f"{word} in {share:.0%}" for word, share in over.items())
+    return f"the GPU held its clocks down: {told} of {num_samples} samples (limit {THROTTLED_LIMIT:.0%})"
+
+
+def _gpu_neighbour(gpu: Sequence[GpuBlock]) -> str | None:
+    rounds = [index for index, block in enumerate(gpu, start=1) if block.other_processes]
+    if not rounds:
+        return None
+    return f"busy neighbour: another process held the GPU in {len(rounds)} of {len(gpu)} rounds (limit 0)"

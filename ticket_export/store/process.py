@@ -35,13 +35,27 @@ def _start_without_proc(pid: int) -> int | None:
 
 def busy_and_stolen_s() -> tuple[float, float] | None:
     """Return seconds of all cores since boot: busy, and taken by the hypervisor; None if unknown."""
+    return _cpu_times_s().get("cpu")
+
+
+def busy_s_by_core() -> dict[int, float]:
+    """Return seconds since boot in which each logical core was busy; empty if unknown."""
+    return {int(name[3:]): busy_s for name, (busy_s, _) in _cpu_times_s().items() if name != "cpu"}
+
+
+def _cpu_times_s() -> dict[str, tuple[float, float]]:
+    """Return seconds busy and stolen by the kernel's names: "cpu" for all cores, "cpu0", "cpu1", ..."""
     path = _PROC / "stat"
     if not path.exists():
-        return None
+        return {}
     names = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
-    ticks = dict(
-        zip(names, map(int, path.read_text(encoding="ascii").split("\n")[0].split()[1:]), strict=False)
-    )
     tick_s = 1.0 / os.sysconf("SC_CLK_TCK")
-    busy = sum(ticks[name] for name in ("user", "nice", "system", "irq", "softirq"))
-    return busy * tick_s, ticks.get("steal", 0) * tick_s
+    times_s = {}
+    for line in path.read_text(encoding="ascii").splitlines():
+        if not line.startswith("cpu"):
+            break
+        name, *numbers = line.split()
+        ticks = dict(zip(names, map(int, numbers), strict=False))
+        busy = sum(ticks[name] for name in ("user", "nice", "system", "irq", "softirq"))
+        times_s[name] = (busy * tick_s, ticks.get("steal", 0) * tick_s)
+    return times_s
