@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 
 from ticket_export.channels.costs import count_costs
 from ticket_export.channels.mask import ElementMask, Mask
-from ticket_export.errors import DataError, MissingDependency, RecipeError
-from ticket_export.pipeline import coordinate, run
+from ticket_export.errors import DataError, MissingDependency, RecipeError, ShrinkError
+from ticket_export.find.depgraph import depgraph_mask
+from ticket_export.pipeline import coordinate, plan, run
 from ticket_export.pipeline.context import Context
 from ticket_export.pipeline.networks import network_of, scattered, small_elements, trained_network
 from ticket_export.pipeline.nodes import Node, hash_inputs, nodes_of
@@ -73,6 +74,7 @@ def tiny_recipe(images: Path, *overrides: str) -> Recipe:
         "train.batch": "32",
         "find.levels": "2",
         "find.round_to": "1",
+        "find.controls": "[random, uniform, reinit, unstructured, depgraph]",
     }
     values |= dict(override.split("=", 1) for override in overrides)
     return load_recipe(TESTS / "smoke.yaml", [f"{key}={value}" for key, value in values.items()])
@@ -125,6 +127,7 @@ def test_every_subject_is_in_the_report(chain: Chain) -> None:
         "ticket@2",
         "unstructured@2",
         "uniform@2",
+        "depgraph@2",
         "random@2",
         "reinit@2",
     )
@@ -138,9 +141,9 @@ def test_every_subject_is_in_the_report(chain: Chain) -> None:
         "run.json",
     }
     rows = json.loads((folder / "report.json").read_text())["rows"]
-    assert len(rows) == 7
+    assert len(rows) == 8
     assert all(row["accuracy"] is not None and row["parity_rel_error"] < 1e-4 for row in rows)
-    assert [row["speedup"] is None for row in rows] == [True] + [False] * 6
+    assert [row["speedup"] is None for row in rows] == [True] + [False] * 7
 
 
 def test_a_measurement_made_again_is_reported_again(chain: Chain) -> None:
@@ -203,6 +206,38 @@ def test_uniform_comes_near_the_tickets_macs(chain: Chain) -> None:
     assert uniform == pytest.approx(ticket, abs=0.15)
 
 
+def test_torch_prunings_channels_restart_from_the_tickets_rewind_point(chain: Chain) -> None:
+    ticket, depgraph = (chain.facts("find", name)["mac_density"] for name in ("ticket@2", "depgraph@2"))
+    assert depgraph == pytest.approx(ticket, abs=0.05)
+    assert len(chain.facts("train", "depgraph@2")["history"]) == len(
+        chain.facts("train", "ticket@2")["history"]
+    )
+    assert chain.node("train", "depgraph@2").parents["start"] == chain.node("train", "dense")
+    dense = trained_network(chain.context, chain.node("train", "dense"))
+    again = depgraph_mask(
+        dense, chain.context.example_inputs, chain.context.groups,
+        target_macs=chain.facts("find", "ticket@2")["macs"],
+    )  # fmt: skip
+    assert again.kept_widths() == chain.mask("depgraph@2").kept_widths()
+
+
+def test_a_foreign_network_that_torch_pruning_cannot_prune_is_refused_by_the_plan(
+    images: Path, tmp_path: Path
+) -> None:
+    net = tmp_path / "net.py"
+    net.write_text(
+        "from torch import nn\n"
+        "from ticket_export.models.resnet import CifarResNet\n\n"
+        "def make():\n"
+        "    return CifarResNet((8, 16), (1, 1), num_classes=4, in_channels=1, shortcut='pad')\n"
+    )
+    recipe = tiny_recipe(images, f"model.builder={net}:make", "model.args={}")
+    with pytest.raises(ShrinkError, match="torch-pruning"):
+        plan(recipe, tmp_path / "out")
+    without = tiny_recipe(images, f"model.builder={net}:make", "model.args={}", "find.controls=[]")
+    assert plan(without, tmp_path / "out")
+
+
 def test_unstructured_training_holds_its_zeros(chain: Chain) -> None:
     weights = load_file(chain.file("train", "unstructured@2", "weights.safetensors"))
     elements = ElementMask.load(chain.file("find", "unstructured@2", "elements.safetensors"))
@@ -215,7 +250,7 @@ def test_unstructured_training_holds_its_zeros(chain: Chain) -> None:
 
 
 def test_what_is_exported_is_what_was_trained_cut_to_the_mask(chain: Chain) -> None:
-    for subject in ("ticket@1", "ticket@2", "random@2", "uniform@2"):
+    for subject in ("ticket@1", "ticket@2", "random@2", "uniform@2", "depgraph@2"):
         exported = chain.facts("export", subject)
         widths = {name: width["after"] for name, width in exported["widths"].items()}
         assert widths == chain.mask(subject).kept_widths()

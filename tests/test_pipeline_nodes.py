@@ -78,6 +78,13 @@ def test_tickets_restart_from_the_rewind_point_and_fresh_controls_do_not() -> No
     assert parents("train reinit@1") == {"mask": "find ticket@1"}
 
 
+def test_torch_pruning_reads_the_trained_dense_network_and_restarts_as_the_ticket_does() -> None:
+    peer = ("find.controls=[depgraph]", "model.args={}")
+    assert parents("find depgraph@1", *peer) == {"like": "find ticket@1", "trained": "train dense"}
+    assert parents("train depgraph@1", *peer) == {"mask": "find depgraph@1", "start": "train dense"}
+    assert parents("shrink depgraph@1", *peer)["mask"] == "find depgraph@1"
+
+
 def test_dense_and_unstructured_networks_are_exported_unshrunk() -> None:
     assert parents("export dense") == {"network": "train dense"}
     assert parents("export unstructured@1") == {"network": "train unstructured@1"}

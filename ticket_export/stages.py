@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
 StageWord: TypeAlias = Literal["train", "find", "shrink", "export", "measure", "report"]
-SubjectKind: TypeAlias = Literal["dense", "ticket", "random", "uniform", "reinit", "unstructured"]
+SubjectKind: TypeAlias = Literal["dense", "ticket", "random", "uniform", "reinit", "unstructured", "depgraph"]
 
 STAGE_WORDS: Final[tuple[StageWord, ...]] = get_args(StageWord)
 SUBJECT_KINDS: Final[tuple[SubjectKind, ...]] = get_args(SubjectKind)
@@ -59,14 +59,17 @@ HASHED: Final[Mapping[tuple[StageWord, SubjectKind], tuple[str, ...]]] = {
     ("train", "random"): ("data", "model", "train", "find.rewind_epoch", "find.form"),
     ("train", "uniform"): ("data", "model", "train", "find.form"),
     ("train", "reinit"): ("data", "model", "train", "find.form"),
+    ("train", "depgraph"): ("data", "model", "train", "find.rewind_epoch", "find.form"),
     ("find", "unstructured"): ("find.method", "find.drop_fraction", "find.magnitude_scope"),
     ("find", "ticket"): ("find.method", "find.scope", "find.round_to"),
     ("find", "random"): ("find.method",),
     ("find", "uniform"): ("find.method", "find.round_to"),
+    ("find", "depgraph"): ("find.method", "find.scope", "find.round_to"),
     ("shrink", "ticket"): ("find.round_to", "shrink"),
     ("shrink", "random"): ("find.round_to", "shrink"),
     ("shrink", "uniform"): ("find.round_to", "shrink"),
     ("shrink", "reinit"): ("find.round_to", "shrink"),
+    ("shrink", "depgraph"): ("find.round_to", "shrink"),
 }
 NOT_HASHED: Final = frozenset({"data.path", "model.weights"})
 LATENCY_HASHED: Final = ("measure.scope", "measure.threads", "measure.rounds", "measure.samples")

@@ -82,7 +82,11 @@ def test_a_repeated_key_and_a_wrong_value_are_told_together() -> None:
         ("find.controls=[random, random]", "find.controls: 'random' is given twice"),
         (
             "find.controls=[rando]",
-            "find.controls[0]: 'rando' is not one of random, uniform, reinit, unstructured (did you",
+            "find.controls[0]: 'rando' is not one of random, uniform, reinit, unstructured, depgraph",
+        ),
+        (
+            "find.controls=[depgraph]",
+            "find.controls[0]: torch-pruning cannot prune zoo:resnet20 with shortcut 'pad'",
         ),
         ("find.round_to=0", "find.round_to: should be at least 1, got 0"),
         ("find.scope=group", "find.scope: 'group' is not one of layer, inner, coupled"),

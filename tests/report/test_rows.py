@@ -63,8 +63,15 @@ def test_the_order_of_the_manifests_does_not_matter(manifests: list[Manifest], m
 
 
 def test_ticket_10_comes_after_ticket_9() -> None:
-    subjects = ["ticket@10", "random@2", "ticket@9", "depgraph@2", "dense"]
-    assert sorted(subjects, key=subject_order) == ["dense", "ticket@9", "ticket@10", "random@2", "depgraph@2"]
+    subjects = ["ticket@10", "random@2", "ticket@9", "peer@2", "depgraph@2", "dense"]
+    assert sorted(subjects, key=subject_order) == [
+        "dense",
+        "ticket@9",
+        "ticket@10",
+        "depgraph@2",
+        "random@2",
+        "peer@2",
+    ]
 
 
 def test_eager_torch_has_no_file_and_no_parity(manifests: list[Manifest], machine: Manifest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -135,7 +136,7 @@ def test_speed_is_named_by_its_whole_interval(low: float, high: float, word: str
 
 
 def test_the_summary_gives_each_number_its_n_and_interval(report_of: MakeReport) -> None:
-    first, second, third = report_of().summary.splitlines()
+    first, second, third, fourth = report_of().summary.splitlines()
     assert first == (
         "ticket@2 keeps 51.0 % of the MACs and 48.0 % of the weights, is 1.31x as fast as dense "
         "(95 %: 1.27-1.35) at batch 1 and 1.62x as fast as dense (95 %: 1.57-1.67) at batch 64, and reaches "
@@ -143,9 +144,21 @@ def test_the_summary_gives_each_number_its_n_and_interval(report_of: MakeReport)
     )
     assert "ticket@2 wins over uniform@2 (+0.33, 95 %: +0.05 to +0.62) and random@2 (+1.30" in second
     assert "no difference shown to unstructured@2 (-0.23, 95 %: -0.75 to +0.28) and reinit@2" in second
-    assert third.startswith(
+    assert third == (
+        "unstructured@2 has 40.0 % of the weights left and every channel: it is 1.00x as fast as dense "
+        "(95 %: 0.97-1.03, no difference shown) at batch 1 and 1.01x as fast as dense (95 %: 0.98-1.04, no "
+        "difference shown) at batch 64."
+    )
+    assert fourth.startswith(
         "Measured by ort-cpu, fp32, compute, threads: 1, 10 interleaved rounds of 50 samples"
     )
+
+
+def test_the_peer_is_a_control_by_its_own_name(manifests: list[Manifest], machine: Manifest) -> None:
+    text = json.dumps(manifests).replace("random@2", "depgraph@2")
+    report = report_from_manifests("digits", machine, json.loads(text))
+    assert report.subjects[-2:] == ("depgraph@2", "reinit@2")
+    assert "and depgraph@2 (+1.30" in words.control_sentence(report)
 
 
 def test_a_slower_ticket_is_called_slower(report_of: MakeReport) -> None:

@@ -62,6 +62,7 @@ def plan(recipe: Recipe, out: str | Path = "out") -> tuple[PlannedNode, ...]:
         DataError: the images are missing, damaged or mislabelled.
         RecipeError: the weights or the builder's file are missing, or the builder gives no network.
         TrainError: the weights do not fit.
+        ShrinkError: depgraph is a control, and torch-pruning cannot prune the network.
         MeasureError: it would be timed on more threads than this machine has cores.
         StoreError: the store cannot be read.
     """
@@ -94,7 +95,11 @@ def _require_inputs(recipe: Recipe, store: Store) -> None:
     data, model = recipe.data, recipe.model
     if model.weights is not None or not model.builder.startswith(ZOO_PREFIX):
         with Context(recipe, store, device="cpu", threads=1) as context:
-            context.fresh_network(0, Subject("dense"))
+            network = context.fresh_network(0, Subject("dense"))
+            if "depgraph" in recipe.find.controls:
+                from ticket_export.find.depgraph import require_depgraph
+
+                require_depgraph(network, context.example_inputs, context.groups)
     elif data.path is not None:
         from ticket_export.data.files import arrays_from_files
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ticket_export.channels.costs import count_costs
 from ticket_export.channels.mask import ElementMask, Mask, zero_dropped
 from ticket_export.data.augment import Augment
-from ticket_export.find.control import random_mask, uniform_mask
+from ticket_export.find.control import macs_of_masks, random_mask, uniform_mask
+from ticket_export.find.depgraph import depgraph_mask
 from ticket_export.find.imp import imp_mask, prunable_weights
 from ticket_export.find.refill import refill, refill_rows
 from ticket_export.models.facts import ZOO_FACTS
@@ -216,17 +217,20 @@ def _control(context: Context, node: Node, subject: Subject) -> Mask:
     if subject.kind == "random":
         path = ("replicate", node.replicate or 0, "find", str(subject))
         return random_mask(ticket, stream(context.recipe.seed, *path))
-    dense = dense_network(context, node.replicate or 0)
-
-    def macs_of(mask: Mask) -> int:
-        return count_costs(small_from_mask(dense, context.groups, mask), context.example_inputs).macs
-
-    return uniform_mask(
-        context.groups,
-        round_to=context.recipe.find.round_to,
-        target_macs=macs_of(ticket),
-        macs_of=macs_of,
-    )
+    dense, find = dense_network(context, node.replicate or 0), context.recipe.find
+    macs_of = macs_of_masks(dense, context.example_inputs, context.groups)
+    target_macs = macs_of(ticket)
+    if subject.kind == "depgraph":
+        dense.load_state_dict(load_state(context.file(node.parents["trained"], WEIGHTS_FILE)))
+        return depgraph_mask(
+            dense,
+            context.example_inputs,
+            context.groups,
+            target_macs=target_macs,
+            round_to=find.round_to,
+            scope="inner" if find.scope == "inner" else "coupled",
+        )
+    return uniform_mask(context.groups, round_to=find.round_to, target_macs=target_macs, macs_of=macs_of)
 
 
 def _facts(context: Context, node: Node, mask: Mask) -> dict[str, Any]:

@@ -179,10 +179,10 @@ class _Graph:
             elif kind == "reinit":
                 ends.append(self._add_small(control, replicate, mask=ticket, start=None))
             else:
-                mask = self._add("find", control, replicate, {"like": ticket})
-                ends.append(
-                    self._add_small(control, replicate, mask=mask, start=dense if kind == "random" else None)
-                )
+                read = {"like": ticket, "trained": dense} if kind == "depgraph" else {"like": ticket}
+                mask = self._add("find", control, replicate, read)
+                start = None if kind == "uniform" else dense
+                ends.append(self._add_small(control, replicate, mask=mask, start=start))
         return ends
 
     def add_measures(self, ends: Sequence[_End]) -> None:

@@ -208,7 +208,7 @@ class RefillSection(Section):
     magnitude_scope: Literal["global", "layer"] = "global"
     rewind_epoch: Annotated[int, Field(ge=0)]
     round_to: Count = 1
-    controls: tuple[Literal["random", "uniform", "reinit", "unstructured"], ...] = ()
+    controls: tuple[Literal["random", "uniform", "reinit", "unstructured", "depgraph"], ...] = ()
     form: Literal["small", "masked"] = "small"
 
     def _problems(self) -> Problems:
@@ -290,6 +290,19 @@ class Recipe(Section):
 
     def _problems(self) -> Problems:
         yield from cross_problems(self.train, self.find)
+        yield from peer_problems(self.model, self.find)
+
+
+def peer_problems(model: ModelSection, find: FindSection) -> Problems:
+    """Yield (place, text) where torch-pruning is asked for a network of the zoo that it cannot prune."""
+    facts = ZOO_FACTS.get(model.builder.removeprefix(ZOO_PREFIX))
+    if "depgraph" in find.controls and model.builder.startswith(ZOO_PREFIX) and facts is not None:
+        for key, value in facts.beyond_torch_pruning.items():
+            if model.args.get(key) == value:
+                yield (
+                    f"find.controls[{find.controls.index('depgraph')}]",
+                    f"torch-pruning cannot prune {model.builder} with {key} {value!r} (leave depgraph out)",
+                )
 
 
 def cross_problems(train: TrainSection, find: FindSection) -> Problems:

@@ -33,6 +33,7 @@ _LOOKS = {
     "ticket": Look("#0b5cad", "s", ()),
     "unstructured": Look("#00796b", "P", (6, 1.5, 1, 1.5)),
     "uniform": Look("#b35c00", "^", (5, 2)),
+    "depgraph": Look("#a3195b", "p", (4, 1.5, 1, 1.5)),
     "random": Look("#757575", "v", (1, 1.5)),
     "reinit": Look("#8e44ad", "X", (3, 1.5, 1, 1.5, 1, 1.5)),
 }

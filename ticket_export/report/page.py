@@ -40,6 +40,7 @@ def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
 def markdown(report: Report) -> str:
     """Return `report.md`: the summary, a table per setting, the verdicts, the files, the machine."""
     parts = [f"# {report.name}", words.headline(report), words.control_sentence(report)]
+    parts += [words.unstructured_sentence(report)]
     parts += [words.measured_by(report)]
     reasons = words.unstable_reasons(report)
     if reasons:

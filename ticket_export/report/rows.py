@@ -49,7 +49,7 @@ _TIMED_FIELDS = (
     "num_samples",
     "rounds_won_fraction",
 )
-_KIND_ORDER = ("dense", "ticket", "unstructured", "uniform", "random", "reinit")
+_KIND_ORDER = ("dense", "ticket", "unstructured", "uniform", "depgraph", "random", "reinit")
 
 Row = dict[str, Any]  # Any: a row is JSON; ROW_FIELDS names what it holds
 Manifest = Mapping[str, Any]  # Any: a manifest is JSON

@@ -31,7 +31,8 @@ def summary(report: Report) -> str:
         f"<h1>ticket_export report &middot; <b>{escape(report.name)}</b></h1>",
         f'<p class="lead">{lead}</p>',
     ]
-    parts += [f"<p>{_typeset(text)}</p>" for text in (words.control_sentence(report),) if text]
+    sentences = (words.control_sentence(report), words.unstructured_sentence(report))
+    parts += [f"<p>{_typeset(text)}</p>" for text in sentences if text]
     reasons = words.unstable_reasons(report)
     if reasons:
         num_unstable = sum(not row["stable"] for row in report.rows)

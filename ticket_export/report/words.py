@@ -25,7 +25,9 @@ READING = (
         "dense is the network before anything is cut; ticket@2 is what two rounds of pruning left. Its "
         "controls have the same level: random keeps as many channels, drawn by chance; uniform shrinks every "
         "layer alike; reinit keeps the ticket's channels with new weights; unstructured is the element mask, "
-        "unshrunk.",
+        "unshrunk; depgraph keeps the channels that torch-pruning's own pruner keeps of the trained dense "
+        "network, at the pruning ratio whose MACs are nearest to the ticket's, and is then trained like the "
+        "ticket: from the same rewound weights, for as long.",
     ),
     (
         "Accuracy",
@@ -167,6 +169,19 @@ def control_sentence(report: Report) -> str:
     return f"Against its controls, in points, n = {found[0].num_replicates}: {text}."
 
 
+def unstructured_sentence(report: Report) -> str:
+    """Say in one sentence how fast the unshrunk network with single weights at zero is; empty without one."""
+    lines = [line for line in _first_runtime_lines(report) if line.subject.startswith("unstructured@")]
+    if not lines:
+        return ""
+    shown = lines if len(lines) < 2 else [lines[0], lines[-1]]
+    speed = " and ".join(f"{_speed(line)} at batch {line.setting.batch}" for line in shown)
+    return (
+        f"{lines[0].subject} has {percent(lines[0].param_density)} of the weights left and every channel: "
+        f"it is {speed}."
+    )
+
+
 def _difference(verdict: Verdict) -> str:
     text = f"{100 * verdict.difference:+.2f}"
     if verdict.low is None or verdict.high is None:
@@ -189,6 +204,7 @@ def summary(report: Report) -> str:
     sentences = [
         headline(report),
         control_sentence(report),
+        unstructured_sentence(report),
         measured_by(report),
         unstable_sentence(report),
     ]
