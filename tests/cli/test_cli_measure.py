@@ -85,7 +85,7 @@ def test_unequal_models_are_input(
         (("{dense}", "--batch", ""), "''"),
         (("{dense}", "--batch", "1,4,1"), "--batch: 1 is given twice"),
         (("{dense}", "--runtime", "ort-cpu,ort-cpu"), "--runtime: ort-cpu is given twice"),
-        (("{dense}", "--runtime", "ort-cpu,tensorflow"), "'tensorflow' is not one of ort-cpu, torch"),
+        (("{dense}", "--runtime", "ort-cpu,tensorflow"), "'tensorflow' is not one of ort-cpu, ort-cuda, "),
         (("a=",), "'a=' names no file"),
         (("/",), "/: a folder"),
         (("{dense}", "--runtime", "ort-gpu"), "ort-gpu"),

@@ -103,7 +103,7 @@ def test_bad_requests_are_refused_with_their_value(write_mlp: WriteMlp, tmp_path
         quick({"a": path}, batch=-1)
     with pytest.raises(MeasureError, match="batch is 8, but input 'input' is"):
         quick({"a": write_mlp("fixed.onnx", batch=4)}, batch=8)
-    with pytest.raises(MeasureError, match="'cuda' is not one of ort-cpu, torch"):
+    with pytest.raises(MeasureError, match="'cuda' is not one of ort-cpu, ort-cuda, "):
         quick({"a": path}, runtime="cuda")
     with pytest.raises(MeasureError, match=r"runs an nn\.Module, got the file"):
         quick({"a": path}, runtime="torch")

@@ -118,7 +118,7 @@ def test_a_repeated_key_and_a_wrong_value_are_told_together() -> None:
         ("export.precisions=[fp16]", "export.precisions[0]: 'fp16' is not one of fp32"),
         ("measure.batches=[1, 1]", "measure.batches: 1 is given twice"),
         ("measure.batches=[0]", "measure.batches[0]: should be at least 1, got 0"),
-        ("measure.runtimes=[tensort]", "measure.runtimes[0]: 'tensort' is not one of ort-cpu, torch"),
+        ("measure.runtimes=[tensort]", "measure.runtimes[0]: 'tensort' is not one of ort-cpu, ort-cuda, "),
         ("measure.rounds=4", "measure.rounds: should be at least 5, got 4"),
         ("name=a/b", "name: 'a/b' should hold letters"),
         ("name=3", "name: should be a text, got 3"),

@@ -148,8 +148,8 @@ def test_a_truncated_file_is_refused_by_name(linear_onnx: MakeLinear) -> None:
 
 def test_unknown_runtime_scope_threads_and_device_are_refused(linear_onnx: MakeLinear) -> None:
     path = linear_onnx()
-    with pytest.raises(MeasureError, match="'tensorrt' is not one of ort-cpu, torch"):
-        open_runner(path, "tensorrt")
+    with pytest.raises(MeasureError, match="'npu' is not one of ort-cpu, ort-cuda, "):
+        open_runner(path, "npu")
     with pytest.raises(MeasureError, match="threads is 0"):
         open_runner(path, "ort-cpu", threads=0)
     with pytest.raises(MeasureError, match="device 'cuda:0'"):

@@ -273,7 +273,7 @@ class _Graph:
 
 
 def _source(end: _End, runtime: str, precision: str) -> Node:
-    return end.network if runtime == "torch" else end.export_by_precision[precision]
+    return end.network if runtime in MODULE_RUNTIMES else end.export_by_precision[precision]
 
 
 def _hashed_values(recipe: Recipe, inputs: InputHashes) -> dict[str, dict[str, Any]]:  # Any: JSON values

@@ -13,7 +13,7 @@ from ticket_export.measure.protocol import Protocol
 from ticket_export.pipeline.context import Context
 from ticket_export.pipeline.nodes import Node
 from ticket_export.pipeline.work import Emit
-from ticket_export.runtime.registry import open_runner
+from ticket_export.runtime.registry import MODULE_RUNTIMES, open_runner
 from ticket_export.runtime.runner import Runner
 from ticket_export.seeds import seed_from_path
 
@@ -66,7 +66,7 @@ def latency_step(context: Context, node: Node, folder: Path, scratch: Path, prog
 
 
 def _runner(context: Context, source: Node, runtime: str, threads: int) -> Runner:
-    if runtime != "torch":
+    if runtime not in MODULE_RUNTIMES:
         path = context.file(source, context.result(source).facts["file"])
         return open_runner(path, runtime, threads=threads)
     from ticket_export.pipeline.networks import network_of

@@ -248,7 +248,7 @@ class MeasureSection(Section):
     """How latency is measured.
 
     Attributes:
-        runtimes: what executes the exported files.
+        runtimes: what executes the exported files or, with torch in its name, the network itself.
         batches: images per inference; each is measured apart.
         scope: `compute` (device work only) or `end_to_end` (with the copies).
         threads: of the runtime, on a CPU.
@@ -256,7 +256,9 @@ class MeasureSection(Section):
         samples: timings of a subject within a round.
     """
 
-    runtimes: tuple[Literal["ort-cpu", "torch"], ...]
+    runtimes: tuple[
+        Literal["ort-cpu", "ort-cuda", "tensorrt", "torch", "torch-compile", "torch-cudagraph"], ...
+    ]
     batches: tuple[Count, ...]
     scope: Literal["compute", "end_to_end"]
     threads: Count = 1

@@ -195,8 +195,8 @@ def _row(
     if (subject, replicate, runtime, precision) not in accuracies:
         raise StoreError(f"{place}: timed, but its accuracy is not stored", hint=hint)
     export = exports[subject, replicate, precision]
-    # eager torch runs the source itself: there is no file, and nothing for it to differ from
-    exported = runtime != "torch"
+    # torch runs the source itself: there is no file, and nothing for it to differ from
+    exported = runtime not in MODULE_RUNTIMES
     row: Row = {"subject": subject, "replicate": replicate}
     row["accuracy"] = accuracies[subject, replicate, runtime, precision]
     row |= {field: export[field] for field in _NETWORK_FIELDS}

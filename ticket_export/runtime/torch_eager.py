@@ -1,21 +1,30 @@
-"""torch, eager: the module itself, as the source that exported files are compared with.
+"""torch: the module itself, as the source that exported files are compared with, in one of its forms.
 
-The only runtime that imports torch. It owns a copy in eval mode, so the caller's module is never changed.
+It owns a copy in eval mode, so the caller's module is never changed. What runs is a form of that copy: eager,
+compiled (torch_compile.py) or captured as a CUDA graph (torch_cudagraph.py). All forms run under the same
+settings, which are stated:
+
+- layout: channels_last on a GPU, where cuDNN's tensor-core kernels read it and would otherwise transpose
+  every convolution's operands; contiguous on a CPU, where oneDNN lays tensors out as it likes.
+- tf32, on a GPU in fp32: on for convolutions (torch's default) and for products, as ONNX Runtime and TensorRT
+  have it by default.
+- conv_search: on a GPU cuDNN tries its algorithms in the first run at a shape (`cudnn.benchmark`).
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Protocol, Self, TypeAlias
 
 import torch
 
-from ticket_export.errors import MeasureError
+from ticket_export.errors import MeasureError, MissingDependency
+from ticket_export.runtime.failures import error_from_failure
 from ticket_export.runtime.runner import Array, TensorSpec, require_inputs, require_scope, require_threads
 
 PRECISION_FROM_DTYPE = {
@@ -25,11 +34,54 @@ PRECISION_FROM_DTYPE = {
     torch.float64: "fp64",
 }
 
+Outputs: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
+
+
+class Form(Protocol):
+    """How a module is executed."""
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """What the form adds to the settings that all torch runners share."""
+
+    def ready(self, arguments: list[torch.Tensor]) -> Callable[[], Outputs]:
+        """Return what runs the module on `arguments`; what a first run at a shape needs is done."""
+
+    def renew(self) -> None:
+        """Follow the module's weights to new places in memory."""
+
+
+class Eager:
+    """The module as it is."""
+
+    settings: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
+        self._module = module
+
+    def ready(self, arguments: list[torch.Tensor]) -> Callable[[], Outputs]:
+        """Return a call of the module."""
+        return partial(self._module, *arguments)
+
+    def renew(self) -> None:
+        """Pass: the module looks its weights up in every call."""
+
 
 class TorchRunner:
-    """An nn.Module in eval mode on one device, without gradients."""
+    """An nn.Module in eval mode on one device, without gradients.
 
-    name = "torch"
+    Args:
+        module: copied; every floating parameter of one dtype.
+        example_inputs: one array [N, ...] per input.
+        threads: CPU threads of one inference.
+        device: "cpu", "cuda:0", ...; None is the CPU.
+        name: the runtime's registered name.
+        form: how the module is executed.
+
+    Raises:
+        MeasureError: parameters of several or unknown dtypes.
+        MissingDependency: torch sees no such device.
+    """
 
     def __init__(
         self,
@@ -38,14 +90,22 @@ class TorchRunner:
         example_inputs: Sequence[Array],
         threads: int = 1,
         device: str | None = None,
+        name: str = "torch",
+        form: Callable[[torch.nn.Module, torch.device], Form] = Eager,
     ) -> None:
         require_threads(threads)
+        self.name = name
         self.threads = threads
-        self.settings: dict[str, str] = {}
         self.device = "cpu" if device is None else device
         self._device = torch.device(self.device)
+        self._on_gpu = self._device.type == "cuda"
+        _require_device(name, self._device)
         self._module = copy.deepcopy(module).eval().to(self._device)
+        self._layout = torch.channels_last if self._on_gpu else torch.contiguous_format
+        self._module.to(memory_format=self._layout)  # type: ignore[call-overload]  # its stub wants a dtype too
         self._dtype, self.precision = _precision(self._module)
+        self._form = form(self._module, self._device)
+        self.settings = {**_settings(self._device, self.precision), **self._form.settings}
         names = input_names(len(example_inputs))
         self.input_specs = {
             name: TensorSpec(name=name, dtype=array.dtype.name, shape=(None, *array.shape[1:]))
@@ -59,7 +119,7 @@ class TorchRunner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        del self._module
+        del self._module, self._form
 
     @cached_property
     def output_specs(self) -> dict[str, TensorSpec]:
@@ -75,47 +135,68 @@ class TorchRunner:
         """Return every output by name: "logits" for one output, else "output_0", "output_1", ...
 
         Raises:
-            MeasureError: the inputs do not fit the specs.
+            MeasureError: the inputs do not fit the specs, or the module fails on them.
+            DeviceError: the device is out of memory or fails.
         """
-        require_inputs("torch", self.input_specs, inputs)
-        with torch.inference_mode(), _threads(self.threads):
-            return self._host_outputs(self._module(*self._on_device(inputs)))
+        require_inputs(self.name, self.input_specs, inputs)
+        with self._running(inputs):
+            return self._host_outputs(self._form.ready(self._on_device(inputs))())
 
     def time_once(self, inputs: Mapping[str, Array], scope: str) -> float:
         """Return the seconds of one inference: the host's clock on a CPU, device events on a GPU.
 
+        A first run at a shape, which compiles, captures or searches, happens before the clock starts.
+
         Raises:
-            MeasureError: unknown scope, or the inputs do not fit.
+            MeasureError: unknown scope, the inputs do not fit, or the module fails on them.
+            DeviceError: the device is out of memory or fails.
         """
         require_scope(scope)
-        require_inputs("torch", self.input_specs, inputs)
-        with torch.inference_mode(), _threads(self.threads):
+        require_inputs(self.name, self.input_specs, inputs)
+        with self._running(inputs):
+            run = self._form.ready(self._on_device(inputs))
             if scope == "end_to_end":
                 start = time.perf_counter()
                 # the copy back to the host waits for the device
-                self._host_outputs(self._module(*self._on_device(inputs)))
+                self._host_outputs(self._form.ready(self._on_device(inputs))())
                 return time.perf_counter() - start
-            arguments = self._on_device(inputs)
-            if self._device.type == "cuda":
-                return _seconds_by_events(self._module, arguments)
+            if self._on_gpu:
+                return _seconds_by_events(run)
             start = time.perf_counter()
-            self._module(*arguments)
+            run()
             return time.perf_counter() - start
 
     def renew(self) -> None:
-        """Copy the module, so that its weights lie elsewhere in memory."""
-        self._module = copy.deepcopy(self._module)
+        """Copy every weight to another place in memory."""
+        tensors = [*self._module.parameters(), *self._module.buffers()]
+        copies = [tensor.data.clone() for tensor in tensors]  # all before the first old one is given up
+        for tensor, placed in zip(tensors, copies, strict=True):
+            tensor.data = placed
+        self._form.renew()
+
+    @contextmanager
+    def _running(self, inputs: Mapping[str, Array]) -> Iterator[None]:
+        """Run under the runner's settings, and turn torch's errors into the project's own."""
+        try:
+            with torch.inference_mode(), _threads(self.threads), _gpu_settings(self._device):
+                yield
+        except (
+            RuntimeError,
+            MemoryError,
+        ) as error:  # torch's errors for memory and devices are RuntimeErrors
+            raise error_from_failure(self.name, error, inputs) from error
 
     def _on_device(self, inputs: Mapping[str, Array]) -> list[torch.Tensor]:
         """Return the inputs where the module is, floating ones in its dtype: NumPy has no bfloat16."""
-        tensors = [torch.from_numpy(inputs[name]) for name in self.input_specs]
-        return [
-            tensor.to(self._device, self._dtype if tensor.is_floating_point() else tensor.dtype)
-            for tensor in tensors
-        ]
+        return [self._placed(torch.from_numpy(inputs[name])) for name in self.input_specs]
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        dtype = self._dtype if tensor.is_floating_point() else tensor.dtype
+        layout = self._layout if tensor.ndim == 4 else torch.contiguous_format
+        return tensor.to(self._device, dtype).contiguous(memory_format=layout)
 
     @staticmethod
-    def _host_outputs(outputs: torch.Tensor | Sequence[torch.Tensor]) -> dict[str, Array]:
+    def _host_outputs(outputs: Outputs) -> dict[str, Array]:
         tensors = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
         arrays = [
             (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy() for tensor in tensors
@@ -146,12 +227,48 @@ def _threads(threads: int) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def _seconds_by_events(module: torch.nn.Module, arguments: list[torch.Tensor]) -> float:
+@contextmanager
+def _gpu_settings(device: torch.device) -> Iterator[None]:
+    """Run on `device` with TF32 and cuDNN's search on; they are process-wide, so they are put back."""
+    if device.type != "cuda":
+        yield
+        return
+    precision, search = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    torch.set_float32_matmul_precision(
+        "high"
+    )  # TF32 for products, in the words of both generations of settings
+    torch.backends.cudnn.benchmark = True
+    try:
+        with torch.cuda.device(device):
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = search
+        torch.set_float32_matmul_precision(precision)
+
+
+def _settings(device: torch.device, precision: str) -> dict[str, str]:
+    if device.type != "cuda":
+        return {"layout": "contiguous"}
+    told = {"layout": "channels_last", "conv_search": "cudnn.benchmark"}
+    if precision == "fp32":
+        told["tf32"] = "on" if torch.backends.cudnn.allow_tf32 else "on for products, off for convolutions"
+    return told
+
+
+def _require_device(name: str, device: torch.device) -> None:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MissingDependency(
+            f"runtime {name!r}: torch {torch.__version__} sees no CUDA device",
+            hint="pip install torch --index-url https://download.pytorch.org/whl/cu126, and check nvidia-smi",
+        )
+
+
+def _seconds_by_events(run: Callable[[], Outputs]) -> float:
     start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()  # the copies of the inputs are over before the clock starts
     start.record()
-    module(*arguments)
+    run()
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end)) / 1000.0
