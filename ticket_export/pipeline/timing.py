@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def accuracy_step(
 
     context.device  # sets torch's threads  # noqa: B018
     images = context.images
-    with _runner(context, node.parents["network"], node.item["runtime"], context.threads) as runner:
+    with _runner(context, node.parents["network"], node.item, context.threads) as runner:
         accuracy = evaluate(runner, images.test_x, images.test_y, mean=context.mean, std=context.std)
     return {**node.item, "accuracy": accuracy, "num_images": len(images.test_y)}
 
@@ -51,7 +52,7 @@ def latency_step(context: Context, node: Node, folder: Path, scratch: Path, prog
 
     with ExitStack() as stack:
         runners = {
-            name: stack.enter_context(_runner(context, source, node.item["runtime"], measure.threads))
+            name: stack.enter_context(_runner(context, source, node.item, measure.threads))
             for name, source in node.parents.items()
         }
         measured = measure_interleaved(runners, batch=batch, protocol=protocol, on_round=on_round)
@@ -65,14 +66,16 @@ def latency_step(context: Context, node: Node, folder: Path, scratch: Path, prog
     return {**node.item, "scope": measure.scope, "threads": measure.threads, "rows": rows}
 
 
-def _runner(context: Context, source: Node, runtime: str, threads: int) -> Runner:
+def _runner(context: Context, source: Node, item: Mapping[str, Any], threads: int) -> Runner:  # Any: JSON
+    runtime = item["runtime"]
     if runtime not in MODULE_RUNTIMES:
         path = context.file(source, context.result(source).facts["file"])
         return open_runner(path, runtime, threads=threads)
     from ticket_export.pipeline.networks import network_of
 
+    network = network_of(context, source).eval()
     return open_runner(
-        network_of(context, source).eval(),
+        network.half() if item["precision"] == "fp16" else network,
         runtime,
         threads=threads,
         device=str(context.device),

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from ticket_export.errors import StoreError
+from ticket_export.runtime.registry import MODULE_RUNTIMES
 
 ROW_FIELDS = (
     "subject",
