@@ -1,8 +1,29 @@
-"""Where an inference's time goes, layer by layer, in the words of the runtime that ran it."""
+"""Where an inference's time goes, layer by layer, in the words of the runtime that ran it.
+
+Profiling runs are apart from timed ones: a runtime that writes down every kernel is slower than one that
+does not. Only the shares of a profile are used, never its sum as a latency.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from ticket_export.errors import MeasureError
+from ticket_export.runtime.runner import Array
+
+if TYPE_CHECKING:
+    import torch
+
+    Source: TypeAlias = Path | str | torch.nn.Module
+
+WARMUP_RUNS = 3  # the first run of a session lays out its memory
+MIN_RUNS, MAX_RUNS = 8, 200
+RUNS_BUDGET_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,3 +39,158 @@ class LayerTime:
     name: str
     op: str
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerProfile:
+    """All layers of one network in one runtime.
+
+    Attributes:
+        layers: in the order they run.
+        between_s: median seconds of one inference that no layer took, such as the runtime's own steps; None
+            where the profiler tells of layers alone.
+        num_runs: inferences the medians rest on.
+    """
+
+    layers: tuple[LayerTime, ...]
+    between_s: float | None
+    num_runs: int
+
+    @property
+    def layers_s(self) -> float:
+        """Seconds of all layers together."""
+        return sum(layer.seconds for layer in self.layers)
+
+    def to_json(self) -> dict[str, Any]:  # Any: JSON values
+        """Return JSON values that `from_json` reads."""
+        layers = [[layer.name, layer.op, layer.seconds] for layer in self.layers]
+        return {"layers": layers, "between_s": self.between_s, "num_runs": self.num_runs}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> LayerProfile:  # Any: JSON values
+        """Return the profile that `to_json` described."""
+        layers = tuple(LayerTime(name=name, op=op, seconds=seconds) for name, op, seconds in value["layers"])
+        return cls(layers=layers, between_s=value["between_s"], num_runs=value["num_runs"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCost:
+    """What one layer that multiplies has to do in one inference, by the network's own shapes.
+
+    Attributes:
+        name: the owner of its weights, e.g. "layer1.0.conv1", or the node's name.
+        op: the operator, e.g. "Conv".
+        macs: multiply-adds.
+        num_bytes: bytes of its input, weights and output: what must be moved at least.
+        width_in, width_out: channels or features it reads and writes.
+        depthwise: every channel is convolved by itself.
+    """
+
+    name: str
+    op: str
+    macs: int
+    num_bytes: int
+    width_in: int
+    width_out: int
+    depthwise: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkCosts:
+    """All layers that multiply, in the network's order.
+
+    Attributes:
+        layers: by their order.
+        layer_by_node: name of a multiplying node, or of its output -> name of its layer.
+        fused_by_node: the same for the nodes behind it, into whose name a runtime may fuse its kernel.
+        uncounted: nodes that multiply but whose shapes are unknown.
+    """
+
+    layers: tuple[LayerCost, ...]
+    layer_by_node: Mapping[str, str]
+    fused_by_node: Mapping[str, str]
+    uncounted: tuple[str, ...] = ()
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one inference."""
+        return sum(layer.macs for layer in self.layers)
+
+
+def median_s(seconds: Sequence[float]) -> float:
+    """Return the middle of some timings: the mean of their middle half.
+
+    Profilers count in whole microseconds; a plain median of such counts is off by up to half of one.
+    """
+    ordered = np.sort(np.asarray(seconds, dtype=np.float64))
+    quarter = len(ordered) // 4
+    return float(np.mean(ordered[quarter : len(ordered) - quarter]))
+
+
+def num_runs_that_fit(run_s: float) -> int:
+    """Return how many inferences of `run_s` seconds a profile rests on: about a second of them."""
+    return int(np.clip(RUNS_BUDGET_S / max(run_s, 1e-9), MIN_RUNS, MAX_RUNS))
+
+
+def profile_layers(
+    source: Source,
+    runtime: str,
+    inputs: Sequence[Array],
+    *,
+    threads: int = 1,
+    device: str | None = None,
+) -> LayerProfile:
+    """Run `source` under its runtime's own profiler and return the time of every layer.
+
+    Args:
+        source: what `open_runner` takes for this runtime.
+        runtime: a key of PROFILERS.
+        inputs: one array [N, ...] per input, in the network's order.
+        threads: CPU threads of one inference.
+        device: as for `open_runner`.
+
+    Raises:
+        MeasureError: the runtime tells no layer times, or the source does not run.
+        MissingDependency: the runtime is not installed.
+    """
+    if runtime not in PROFILERS:
+        raise MeasureError(
+            f"runtime {runtime!r} tells no layer times", hint=f"profile in one of {', '.join(PROFILERS)}"
+        )
+    return PROFILERS[runtime](source, inputs, threads, device)
+
+
+Profiler: TypeAlias = "Callable[[Source, Sequence[Array], int, str | None], LayerProfile]"
+
+
+def _by_ort_cpu(source: Source, inputs: Sequence[Array], threads: int, device: str | None) -> LayerProfile:
+    from ticket_export.runtime.ort_layers import profile_session
+
+    return profile_session(_path(source), inputs, provider="CPUExecutionProvider", threads=threads)
+
+
+def _by_ort_cuda(source: Source, inputs: Sequence[Array], threads: int, device: str | None) -> LayerProfile:
+    from ticket_export.runtime.ort_layers import profile_session
+
+    return profile_session(_path(source), inputs, provider="CUDAExecutionProvider", threads=threads)
+
+
+def _by_torch(source: Source, inputs: Sequence[Array], threads: int, device: str | None) -> LayerProfile:
+    if isinstance(source, (str, Path)):
+        raise MeasureError(f"runtime 'torch' runs an nn.Module, got the file {source}")
+    from ticket_export.runtime.torch_layers import profile_module
+
+    return profile_module(source, inputs, threads=threads, device=device)
+
+
+def _path(source: Source) -> Path:
+    if not isinstance(source, (str, Path)):
+        raise MeasureError(f"layer times come from an exported file, got a {type(source).__name__}")
+    return Path(source)
+
+
+PROFILERS: dict[str, Profiler] = {
+    "ort-cpu": _by_ort_cpu,
+    "ort-cuda": _by_ort_cuda,
+    "torch": _by_torch,
+}
