@@ -245,6 +245,17 @@ class _Inputs:
         return dict(zip(runner.input_specs, self._arrays, strict=True))
 
 
+def random_inputs(specs: Mapping[str, TensorSpec], batch: int, seed: int) -> list[Array]:
+    """Return one array of noise per input, in the specs' order, as the timed rounds use them.
+
+    Raises:
+        MeasureError: a batch below 1 or one the network does not take.
+    """
+    shapes = _input_shapes(list(specs.values()), batch)
+    generator = np.random.default_rng(seed)
+    return [_random_array(generator, s.dtype, shape) for s, shape in zip(specs.values(), shapes, strict=True)]
+
+
 def _random_array(generator: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Array:
     """Return normal noise for floating types, and zeros and ones, valid as any index, for all others."""
     if np.issubdtype(np.dtype(dtype), np.floating):

@@ -53,8 +53,9 @@ class TimedNetwork:
     @property
     def whole_s(self) -> float:
         """Seconds of one profiled inference."""
-        kernels = (*self.layers, *self.reformats, *self.others)
-        return sum(layer.seconds for layer in kernels) + self.between_s
+        added = (*self.reformats, *self.others)
+        kernels_s = sum(layer.seconds for layer in self.layers) + sum(layer.seconds for layer in added)
+        return kernels_s + self.between_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,8 @@ def timed_network(profile: LayerProfile, costs: NetworkCosts, latency_s: float |
     """
     cost_by_name = {layer.name: layer for layer in costs.layers}
     seconds: dict[str, float] = {}
-    reformats, others = [], []
+    reformats: list[LayerTime] = []
+    others: list[LayerTime] = []
     for layer in profile.layers:
         owners = [name for name in _owners(layer, costs) if name in cost_by_name]
         total = sum(cost_by_name[name].macs for name in owners)

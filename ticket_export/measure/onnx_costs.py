@@ -131,8 +131,8 @@ def _layer_name(node: onnx.NodeProto, producer: Mapping[str, onnx.NodeProto], so
         while name not in sources and name in producer and producer[name].op_type in _WEIGHT_CARRIERS:
             name = producer[name].input[0]
         if name in sources:
-            return name.removesuffix("_quantized").removesuffix(".weight")
-    return node.name or node.output[0]
+            return str(name).removesuffix("_quantized").removesuffix(".weight")
+    return str(node.name or node.output[0])
 
 
 def _cost(

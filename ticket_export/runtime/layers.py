@@ -6,10 +6,11 @@ does not. Only the shares of a profile are used, never its sum as a latency.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 WARMUP_RUNS = 3  # the first run of a session lays out its memory
 MIN_RUNS, MAX_RUNS = 8, 200
 RUNS_BUDGET_S = 1.0
+TURNS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,60 +129,80 @@ def median_s(seconds: Sequence[float]) -> float:
     return float(np.mean(ordered[quarter : len(ordered) - quarter]))
 
 
-def num_runs_that_fit(run_s: float) -> int:
-    """Return how many inferences of `run_s` seconds a profile rests on: about a second of them."""
-    return int(np.clip(RUNS_BUDGET_S / max(run_s, 1e-9), MIN_RUNS, MAX_RUNS))
+class LayerProfiler(Protocol):
+    """One network under its runtime's own profiler."""
+
+    def run(self, times: int) -> None:
+        """Run the network `times` times."""
+
+    def finish(self, skipped_runs: int) -> LayerProfile:
+        """Stop and return the medians over all runs but the first `skipped_runs`; not called twice."""
 
 
 def profile_layers(
-    source: Source,
+    sources: Mapping[str, Source],
     runtime: str,
     inputs: Sequence[Array],
     *,
     threads: int = 1,
     device: str | None = None,
-) -> LayerProfile:
-    """Run `source` under its runtime's own profiler and return the time of every layer.
+) -> dict[str, LayerProfile]:
+    """Run all sources under their runtime's own profiler, in turns, and return every layer's time.
+
+    In turns, because a neighbour that is busy for a second would otherwise slow down one network alone.
 
     Args:
-        source: what `open_runner` takes for this runtime.
+        sources: by name, what `open_runner` takes for this runtime.
         runtime: a key of PROFILERS.
-        inputs: one array [N, ...] per input, in the network's order.
+        inputs: one array [N, ...] per input, in the networks' order.
         threads: CPU threads of one inference.
         device: as for `open_runner`.
 
     Raises:
-        MeasureError: the runtime tells no layer times, or the source does not run.
+        MeasureError: the runtime tells no layer times, or a source does not run.
         MissingDependency: the runtime is not installed.
     """
     if runtime not in PROFILERS:
         raise MeasureError(
             f"runtime {runtime!r} tells no layer times", hint=f"profile in one of {', '.join(PROFILERS)}"
         )
-    return PROFILERS[runtime](source, inputs, threads, device)
+    profilers = {
+        name: PROFILERS[runtime](source, inputs, threads, device) for name, source in sources.items()
+    }
+    slowest_s = 1e-9
+    for profiler in profilers.values():
+        profiler.run(WARMUP_RUNS - 1)
+        start = time.perf_counter()
+        profiler.run(1)
+        slowest_s = max(slowest_s, time.perf_counter() - start)
+    num_runs = int(np.clip(RUNS_BUDGET_S / slowest_s, MIN_RUNS, MAX_RUNS))
+    for turn in range(TURNS):
+        for profiler in profilers.values():
+            profiler.run(num_runs * (turn + 1) // TURNS - num_runs * turn // TURNS)
+    return {name: profiler.finish(WARMUP_RUNS) for name, profiler in profilers.items()}
 
 
-Profiler: TypeAlias = "Callable[[Source, Sequence[Array], int, str | None], LayerProfile]"
+Profiler: TypeAlias = "Callable[[Source, Sequence[Array], int, str | None], LayerProfiler]"
 
 
-def _by_ort_cpu(source: Source, inputs: Sequence[Array], threads: int, device: str | None) -> LayerProfile:
-    from ticket_export.runtime.ort_layers import profile_session
+def _by_ort_cpu(source: Source, inputs: Sequence[Array], threads: int, device: str | None) -> LayerProfiler:
+    from ticket_export.runtime.ort_layers import SessionProfiler
 
-    return profile_session(_path(source), inputs, provider="CPUExecutionProvider", threads=threads)
-
-
-def _by_ort_cuda(source: Source, inputs: Sequence[Array], threads: int, device: str | None) -> LayerProfile:
-    from ticket_export.runtime.ort_layers import profile_session
-
-    return profile_session(_path(source), inputs, provider="CUDAExecutionProvider", threads=threads)
+    return SessionProfiler(_path(source), inputs, provider="CPUExecutionProvider", threads=threads)
 
 
-def _by_torch(source: Source, inputs: Sequence[Array], threads: int, device: str | None) -> LayerProfile:
+def _by_ort_cuda(source: Source, inputs: Sequence[Array], threads: int, device: str | None) -> LayerProfiler:
+    from ticket_export.runtime.ort_layers import SessionProfiler
+
+    return SessionProfiler(_path(source), inputs, provider="CUDAExecutionProvider", threads=threads)
+
+
+def _by_torch(source: Source, inputs: Sequence[Array], threads: int, device: str | None) -> LayerProfiler:
     if isinstance(source, (str, Path)):
         raise MeasureError(f"runtime 'torch' runs an nn.Module, got the file {source}")
-    from ticket_export.runtime.torch_layers import profile_module
+    from ticket_export.runtime.torch_layers import ModuleProfiler
 
-    return profile_module(source, inputs, threads=threads, device=device)
+    return ModuleProfiler(source, inputs, threads=threads, device=device)
 
 
 def _path(source: Source) -> Path:

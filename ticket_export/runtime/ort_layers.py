@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ticket_export.errors import MeasureError
-from ticket_export.runtime.layers import WARMUP_RUNS, LayerProfile, LayerTime, median_s, num_runs_that_fit
+from ticket_export.runtime.layers import LayerProfile, LayerTime, median_s
 from ticket_export.runtime.ort import session_options
 from ticket_export.runtime.runner import Array
 
@@ -24,14 +23,8 @@ KERNEL_SUFFIX = "_kernel_time"
 Event = Mapping[str, Any]  # Any: JSON values
 
 
-def profile_session(
-    path: Path,
-    inputs: Sequence[Array],
-    *,
-    provider: str = "CPUExecutionProvider",
-    threads: int = 1,
-) -> LayerProfile:
-    """Run a file in a session of its own that profiles, and return the time of every node.
+class SessionProfiler:
+    """A file in a session of its own that writes down every kernel.
 
     Args:
         path: an ONNX file.
@@ -40,52 +33,75 @@ def profile_session(
         threads: CPU threads of one inference.
 
     Raises:
-        MeasureError: the file cannot be run by that provider, or its profile holds no device times.
+        MeasureError: the file cannot be opened by that provider.
         MissingDependency: onnxruntime is not installed.
     """
-    options = session_options(threads)
-    import onnxruntime
 
-    if provider not in onnxruntime.get_available_providers():
-        raise MeasureError(f"{path}: this onnxruntime has no {provider}, so it tells no layer times")
-    with tempfile.TemporaryDirectory(prefix="ticket-export-profile-") as folder:
+    def __init__(
+        self,
+        path: Path,
+        inputs: Sequence[Array],
+        *,
+        provider: str = "CPUExecutionProvider",
+        threads: int = 1,
+    ) -> None:
+        options = session_options(threads)
+        import onnxruntime
+
+        if provider not in onnxruntime.get_available_providers():
+            raise MeasureError(f"{path}: this onnxruntime has no {provider}, so it tells no layer times")
+        self._path, self._provider = path, provider
+        self._folder = tempfile.TemporaryDirectory(prefix="ticket-export-profile-")
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
+        options.profile_file_prefix = str(Path(self._folder.name) / "profile")
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
-            names = [node.name for node in session.get_inputs()]
-            feed = dict(zip(names, inputs, strict=True))
-            for _ in range(WARMUP_RUNS):
-                start = time.perf_counter()
-                session.run(None, feed)
-                run_s = time.perf_counter() - start
-            for _ in range(num_runs_that_fit(run_s)):
-                session.run(None, feed)
-            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # ONNX Runtime's errors share no base class but Exception
-            raise MeasureError(f"{path}: ONNX Runtime cannot profile it: {error}") from error
-    profile = profile_from_events(events, on_device=provider != "CPUExecutionProvider")
-    if not profile.layers:
-        raise MeasureError(
-            f"{path}: the profile of {provider} holds no kernel times",
-            hint="released wheels may be built without --enable_cuda_profiling; layer times then come from "
-            "the runtimes tensorrt and torch",
-        )
-    return profile
+            raise MeasureError(f"{path}: ONNX Runtime cannot open it: {error}") from error
+        names = [node.name for node in self._session.get_inputs()]
+        self._feed = dict(zip(names, inputs, strict=True))
+
+    def run(self, times: int) -> None:
+        """Run the network `times` times.
+
+        Raises:
+            MeasureError: the session fails.
+        """
+        try:
+            for _ in range(times):
+                self._session.run(None, self._feed)
+        except Exception as error:  # ONNX Runtime's errors share no base class but Exception
+            raise MeasureError(f"{self._path}: ONNX Runtime failed: {error}") from error
+
+    def finish(self, skipped_runs: int) -> LayerProfile:
+        """Return the time of every node that ran.
+
+        Raises:
+            MeasureError: the profile holds no kernel times.
+        """
+        with self._folder:
+            events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        on_device = self._provider != "CPUExecutionProvider"
+        profile = profile_from_events(events, on_device=on_device, skipped_runs=skipped_runs)
+        if not profile.layers:
+            raise MeasureError(
+                f"{self._path}: the profile of {self._provider} holds no kernel times",
+                hint="this onnxruntime may be built without --enable_cuda_profiling; the runtimes tensorrt "
+                "and torch tell layer times too",
+            )
+        return profile
 
 
-def profile_from_events(
-    events: Sequence[Event], *, on_device: bool, warmup_runs: int = WARMUP_RUNS
-) -> LayerProfile:
+def profile_from_events(events: Sequence[Event], *, on_device: bool, skipped_runs: int) -> LayerProfile:
     """Return the layers of a session's profile, in the order they run.
 
     Args:
         events: the profile as parsed.
         on_device: add up the "Kernel" events behind a node instead of taking the node's own time.
-        warmup_runs: leading inferences that do not count.
+        skipped_runs: leading inferences that do not count.
     """
     whole_s = [event["dur"] / 1e6 for event in events if event["name"] == "model_run"]
-    num_runs = len(whole_s) - warmup_runs
+    num_runs = len(whole_s) - skipped_runs
     if num_runs < 1:
         return LayerProfile(layers=(), between_s=None, num_runs=0)
     calls_s: dict[tuple[str, str], list[float]] = {}
@@ -97,11 +113,11 @@ def profile_from_events(
             calls_s.setdefault(place, []).append(0.0 if on_device else event["dur"] / 1e6)
         elif event["cat"] == "Kernel" and on_device and place is not None:
             calls_s[place][-1] += event["dur"] / 1e6
-    runs_s = {layer: _per_run(seconds, len(whole_s))[warmup_runs:] for layer, seconds in calls_s.items()}
+    runs_s = {layer: _per_run(seconds, len(whole_s))[skipped_runs:] for layer, seconds in calls_s.items()}
     if not any(map(sum, runs_s.values())):
         return LayerProfile(layers=(), between_s=None, num_runs=num_runs)
     between_s = [
-        whole - sum(layer) for whole, *layer in zip(whole_s[warmup_runs:], *runs_s.values(), strict=True)
+        whole - sum(layer) for whole, *layer in zip(whole_s[skipped_runs:], *runs_s.values(), strict=True)
     ]
     return LayerProfile(
         layers=tuple(

@@ -1,0 +1,111 @@
+"""After the timing: profile every subject once, in runs of their own, and say why it is so fast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from ticket_export.errors import MeasureError, MissingDependency
+from ticket_export.measure.cause import Cause, Ratio, Tried, cause, no_layer_times
+from ticket_export.measure.latency import random_inputs
+from ticket_export.measure.layer_pairs import TimedNetwork, timed_network
+from ticket_export.measure.losses import losses, width_grid
+from ticket_export.measure.measurement import Measurement
+from ticket_export.measure.onnx_costs import costs_from_onnx
+from ticket_export.measure.speedup import speedup
+from ticket_export.runtime.layers import NetworkCosts, profile_layers
+from ticket_export.runtime.registry import open_runner
+from ticket_export.runtime.runner import Array
+
+if TYPE_CHECKING:
+    import torch
+
+    Source: TypeAlias = Path | torch.nn.Module
+
+
+def explain(
+    sources: Mapping[str, Source],
+    measurements: Mapping[str, Measurement],
+    *,
+    files: Mapping[str, Path] | None = None,
+    example_inputs: Sequence[Array] | None = None,
+    graph_speedups: Mapping[str, float] | None = None,
+    tried: Sequence[Tried] = (),
+) -> dict[str, Cause]:
+    """Return the cause of every subject but the first, which is the baseline.
+
+    Where a runtime tells no layer times, the causes say so; the measurements are worth as much as before.
+
+    Args:
+        sources: what was measured, by subject: a file or a module.
+        measurements: of one interleaved run, by subject, the baseline first.
+        files: the exported ONNX file of a subject whose source is not one, such as an engine.
+        example_inputs: one array [N, ...] per input, for modules.
+        graph_speedups: how many times faster a subject runs from a CUDA graph than without, where measured.
+        tried: variants that were measured against the same baseline.
+
+    Raises:
+        MeasureError: the measurements are not of one run.
+    """
+    baseline = next(iter(measurements))
+    ratios = {
+        name: Ratio(ratio=found.ratio, low=found.low, high=found.high)
+        for name, found in (
+            (name, speedup(measurements[baseline], measurement))
+            for name, measurement in measurements.items()
+            if name != baseline
+        )
+    }
+    try:
+        networks = _timed_networks(sources, measurements, files or {}, example_inputs)
+    except (MeasureError, MissingDependency) as error:
+        return {name: no_layer_times(ratio, error.message) for name, ratio in ratios.items()}
+    first = measurements[baseline]
+    on = "@cpu" if first.device == "cpu" else ""
+    grid = width_grid(first.runtime + on, first.precision, first.machine.get("isa", ()))
+    return {
+        name: cause(
+            losses(networks[baseline], networks[name], grid=grid),
+            ratio,
+            grid=grid,
+            graph_speedup=(graph_speedups or {}).get(name),
+            tried=tried,
+        )
+        for name, ratio in ratios.items()
+    }
+
+
+def _timed_networks(
+    sources: Mapping[str, Source],
+    measurements: Mapping[str, Measurement],
+    files: Mapping[str, Path],
+    example_inputs: Sequence[Array] | None,
+) -> dict[str, TimedNetwork]:
+    first = next(iter(measurements.values()))
+    device = None if first.device == "cpu" else first.device
+    with open_runner(
+        next(iter(sources.values())),
+        first.runtime,
+        threads=first.threads,
+        device=device,
+        example_inputs=example_inputs,
+    ) as runner:
+        inputs = random_inputs(runner.input_specs, first.batch, first.protocol.seed)
+    profiles = profile_layers(sources, first.runtime, inputs, threads=first.threads, device=device)
+    return {
+        name: timed_network(
+            profiles[name],
+            _costs(files.get(name, source), inputs, first.batch),
+            latency_s=measurements[name].p50_s,
+        )
+        for name, source in sources.items()
+    }
+
+
+def _costs(source: Source, inputs: Sequence[Array], batch: int) -> NetworkCosts:
+    if isinstance(source, (str, Path)):
+        return costs_from_onnx(source, batch)
+    from ticket_export.runtime.torch_layers import costs_of_module
+
+    return costs_of_module(source, inputs)
