@@ -49,8 +49,9 @@ class Cause:
     """Why a ticket is as fast as it is.
 
     Attributes:
-        kind: "as_macs", "faster_than_macs", a kind of `losses.KINDS`, "mixed" (nothing alone matters) or
-            "unknown" (no layer times, or too few of them could be placed).
+        kind: "as_macs", "faster_than_macs", a kind of `losses.KINDS`, "mixed" (nothing alone matters),
+            "unresolved" (the interval is too wide to tell) or "unknown" (no layer times, or too few of them
+            could be placed).
         sentence: for people, one sentence without a full stop inside.
         evidence: the numbers it rests on, JSON values; shares are fractions of the ticket's time.
     """
@@ -88,13 +89,18 @@ def cause(
     if found.placed_fraction < PLACED_LIMIT:
         lost = f"only {found.placed_fraction:.0%} of its kernel time could be placed in layers of both files"
         return Cause(kind="unknown", sentence=f"{opening}; why is not known: {lost}.", evidence=evidence)
-    if measured.low <= macs <= measured.high or abs(measured.ratio / macs - 1.0) <= AGREE_FRACTION:
+    if abs(measured.ratio / macs - 1.0) <= AGREE_FRACTION:
         what = "the same MACs" if abs(macs - 1.0) < 0.005 else f"{macs:.2f}x fewer MACs"
         told = f"{measured.ratio:.2f}x measured and {what}: the time follows the MACs"
         return Cause(
             kind="as_macs",
             sentence=f"{told}{_next(found, measured, grid, tried, 'as_macs')}.",
             evidence=evidence,
+        )
+    if measured.low <= macs <= measured.high:
+        told = f"{measured} measured, an interval that holds the {macs:.2f}x of its MACs"
+        return Cause(
+            kind="unresolved", sentence=f"{told}; measure it on a quieter machine.", evidence=evidence
         )
     if graph_speedup is not None and graph_speedup >= LAUNCH_RATIO:
         told = f"{opening}: it waits for launches, a CUDA graph makes it {graph_speedup:.2f}x faster"
@@ -269,6 +275,7 @@ def _evidence(
         "bound": found.bound,
         "share_by_macs": found.mac_fraction * dense.whole_s / ticket.whole_s,
         "shares": found.shares,
+        "seconds": found.seconds_by_kind,
         "placed_fraction": found.placed_fraction,
         "grid": grid,
         "num_layers": len(ticket.layers),
@@ -278,7 +285,7 @@ def _evidence(
         "tried": [[v.label, v.speedup.ratio, v.speedup.low, v.speedup.high] for v in tried],
         "profiled_s": [dense.whole_s, ticket.whole_s],
         "missing": [list(dense.missing), list(ticket.missing)],
-        "layers": [_layer_json(loss.pair, loss.lost_s, loss.kind) for loss in found.layers],
+        "layers": [_layer_json(loss.pair, loss.rate_s, loss.kind) for loss in found.layers],
     }
 
 

@@ -39,15 +39,14 @@ class LayerLoss:
 
     Attributes:
         pair: the layer.
-        lost_s: ticket seconds less r times dense seconds; the losses of all layers and pauses add up to the
-            whole.
-        rate_s: the part of it that the kernel loses by running slower per MAC than dense's.
+        rate_s: seconds it takes beyond its own share of MACs: its kernel runs slower per MAC than dense's.
+        floor_s: seconds it takes because it shrinks less than the network.
         kind: "fixed", "widths", "memory", "kernels" or "alone" (in one network only).
     """
 
     pair: LayerPair
-    lost_s: float
     rate_s: float
+    floor_s: float
     kind: str
 
 
@@ -58,7 +57,7 @@ class Losses:
     Attributes:
         dense, ticket: the two profiles.
         mac_fraction: MACs of the ticket / MACs of dense, r.
-        layers: one per layer of either network, most time lost first.
+        layers: one per layer of either network, slowest per MAC against dense first.
         seconds_by_kind: see KINDS; with `mac_fraction` x dense seconds they add up to the ticket's seconds. A
             negative one is a gain.
         intensity_limit: MACs per byte below which a kernel counts as bound by memory.
@@ -91,7 +90,7 @@ class Losses:
         )
 
     def of_kind(self, kind: str) -> list[LayerPair]:
-        """Return the pairs of one kind, most time lost first; both sides are there unless it is "alone"."""
+        """Return the pairs of one kind, in the order of `layers`; both sides are there unless "alone"."""
         return [loss.pair for loss in self.layers if loss.kind == kind]
 
 
@@ -108,7 +107,7 @@ def losses(dense: TimedNetwork, ticket: TimedNetwork, *, grid: int) -> Losses:
     found = [_layer_loss(pair, mac_fraction, grid, limit) for pair in pairs_of(dense, ticket)]
     seconds = dict.fromkeys(KINDS, 0.0)
     for loss in found:
-        seconds["floor"] += loss.lost_s - loss.rate_s
+        seconds["floor"] += loss.floor_s
         seconds["noise" if loss.kind in ("fixed", "alone") else loss.kind] += loss.rate_s
     dense_ops, ticket_ops = seconds_by_op(dense.others), seconds_by_op(ticket.others)
     for op in {*dense_ops, *ticket_ops}:
@@ -121,7 +120,7 @@ def losses(dense: TimedNetwork, ticket: TimedNetwork, *, grid: int) -> Losses:
         dense=dense,
         ticket=ticket,
         mac_fraction=mac_fraction,
-        layers=tuple(sorted(found, key=lambda loss: -loss.lost_s)),
+        layers=tuple(sorted(found, key=lambda loss: -loss.rate_s)),
         seconds_by_kind=seconds,
         intensity_limit=limit,
     )
@@ -164,9 +163,9 @@ def _layer_loss(pair: LayerPair, mac_fraction: float, grid: int, limit: float) -
     if pair.dense is None or pair.ticket is None:
         there_s = 0.0 if pair.ticket is None else pair.ticket.seconds
         dense_s = 0.0 if pair.dense is None else pair.dense.seconds
-        return LayerLoss(pair=pair, lost_s=there_s - mac_fraction * dense_s, rate_s=0.0, kind="alone")
+        return LayerLoss(pair=pair, rate_s=0.0, floor_s=there_s - mac_fraction * dense_s, kind="alone")
     own_fraction = pair.ticket.cost.macs / pair.dense.cost.macs
-    lost_s = pair.ticket.seconds - mac_fraction * pair.dense.seconds
+    floor_s = (own_fraction - mac_fraction) * pair.dense.seconds
     rate_s = pair.ticket.seconds - own_fraction * pair.dense.seconds
     if own_fraction >= FIXED_FRACTION:
         kind = "fixed"
@@ -175,7 +174,7 @@ def _layer_loss(pair: LayerPair, mac_fraction: float, grid: int, limit: float) -
     else:
         bound = pair.ticket.cost.macs / pair.ticket.cost.num_bytes < limit
         kind = "memory" if bound else "kernels"
-    return LayerLoss(pair=pair, lost_s=lost_s, rate_s=rate_s, kind=kind)
+    return LayerLoss(pair=pair, rate_s=rate_s, floor_s=floor_s, kind=kind)
 
 
 def _intensity_limit(layers: Sequence[TimedLayer], whole_s: float) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ticket_export.errors import MeasureError
 from ticket_export.runtime.layers import LayerCost, NetworkCosts
-from ticket_export.runtime.ort import load_graph
+from ticket_export.runtime.onnx_file import load_graph
 
 if TYPE_CHECKING:
     import onnx

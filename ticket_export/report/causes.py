@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ticket_export.report.table import text_table
@@ -10,40 +10,46 @@ from ticket_export.report.table import text_table
 LAYER_HEADS = ("Layer", "Widths", "MACs kept", "Time kept", "GMAC/s", "Lost, ms", "Why")
 NUM_LAYERS = 10
 _WHY = {
-    "fixed": "not shrunk",
     "widths": "off the grid of {grid}",
     "memory": "bound by memory",
     "kernels": "",
-    "alone": "in one file only",
 }
 
-CauseJson = Mapping[str, Any]  # Any: JSON values, `measure.cause.Cause.to_json`
+# `measure.cause.Cause.to_json` beside subject, runtime, precision and batch
+CauseJson = Mapping[str, Any]  # Any: JSON values
 
 
 def layer_rows(found: CauseJson, limit: int = NUM_LAYERS) -> list[tuple[str, ...]]:
     """Return a row of `LAYER_HEADS` for the layers that lose most time, and one for what lies between."""
     evidence = found["evidence"]
-    rows = [_layer_row(layer, evidence["grid"]) for layer in evidence.get("layers", ())[:limit]]
-    rest = evidence.get("layers", ())[limit:]
-    if rest:
-        lost_ms = 1000 * sum(layer["lost_s"] for layer in rest)
-        rows.append((f"{len(rest)} more layers", "", "", "", "", f"{lost_ms:+.3f}", ""))
-    if "shares" in evidence:
-        ticket_s = evidence["profiled_s"][1]
-        own = {
-            "reformat": "layouts and unfused layers",
-            "launch": "between the kernels",
-        }
-        rows += [
-            (name, "", "", "", "", f"{1000 * evidence['shares'][kind] * ticket_s:+.3f}", "")
-            for kind, name in own.items()
-        ]
-    return rows
+    layers = [layer for layer in evidence.get("layers", ()) if layer["kind"] not in ("fixed", "alone")]
+    rows = [_layer_row(layer, evidence["grid"]) for layer in layers[:limit]]
+    if layers[limit:]:
+        rest_s = sum(layer["lost_s"] for layer in layers[limit:])
+        rows.append((f"{len(layers[limit:])} more layers", "", "", "", "", _lost(rest_s), ""))
+    if "seconds" not in evidence:
+        return rows
+    seconds = evidence["seconds"]
+    layers_s = sum(layer["lost_s"] for layer in layers)
+    kernels_s = sum(seconds[kind] for kind in ("widths", "memory", "kernels"))
+    own = {
+        "shrunk less than the network": seconds["floor"],
+        "layers without MACs": kernels_s - layers_s,
+        "layouts and unfused layers": seconds["reformat"],
+        "between the kernels": seconds["launch"],
+        "equal layers, unequal time": seconds["noise"],
+        "in all": sum(seconds.values()),
+    }
+    return rows + [(name, "", "", "", "", _lost(lost_s), "") for name, lost_s in own.items()]
 
 
-def cause_text(subject: str, runtime: str, batch: int, found: CauseJson) -> str:
+def _lost(seconds: float) -> str:
+    return f"{1000 * seconds:+.3f}"
+
+
+def cause_text(found: CauseJson) -> str:
     """Return the sentence and the table of layers for a terminal."""
-    lines = [f"{subject}, {runtime}, batch {batch}: {found['sentence']}"]
+    lines = [cause_line(found)]
     rows = layer_rows(found)
     if rows:
         lines += ["", text_table(LAYER_HEADS, rows), "", LAYER_NOTE]
@@ -51,7 +57,8 @@ def cause_text(subject: str, runtime: str, batch: int, found: CauseJson) -> str:
 
 
 LAYER_NOTE = (
-    "dense > this model; widths are in-out. Lost: profiled time beyond dense's times the ratio of all MACs."
+    "dense > this model, widths in-out, from a profile apart from the timing. Lost: time beyond dense's times "
+    "the share of MACs kept."
 )
 
 
@@ -64,7 +71,7 @@ def _layer_row(layer: Mapping[str, Any], grid: int) -> tuple[str, ...]:  # Any: 
         f"{100 * own_macs / macs:.0f} %" if both and macs else "-",
         f"{100 * own_seconds / seconds:.0f} %" if both and seconds else "-",
         f"{_rate(macs, seconds)} > {_rate(own_macs, own_seconds)}",
-        f"{1000 * layer['lost_s']:+.3f}",
+        _lost(layer["lost_s"]),
         _WHY[layer["kind"]].format(grid=grid),
     )
 
@@ -78,9 +85,7 @@ def _rate(macs: int | None, seconds: float | None) -> str:
     return f"{macs / seconds / 1e9:.1f}" if macs and seconds else "-"
 
 
-def sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:  # Any: JSON values
-    """Return one line per explained subject: `ticket@2, ort-cpu, fp32, batch 64: 1.43x measured ...`."""
-    return [
-        f"{row['subject']}, {row['runtime']}, {row['precision']}, batch {row['batch']}: {row['sentence']}"
-        for row in rows
-    ]
+def cause_line(found: CauseJson) -> str:
+    """Write one subject's cause: `ticket@2, ort-cpu, fp32, batch 64: 1.43x measured ...`."""
+    place = f"{found['subject']}, {found['runtime']}, {found['precision']}, batch {found['batch']}"
+    return f"{place}: {found['sentence']}"

@@ -194,7 +194,16 @@ def _by_ort_cpu(source: Source, inputs: Sequence[Array], threads: int, device: s
 def _by_ort_cuda(source: Source, inputs: Sequence[Array], threads: int, device: str | None) -> LayerProfiler:
     from ticket_export.runtime.ort_layers import SessionProfiler
 
-    return SessionProfiler(_path(source), inputs, provider="CUDAExecutionProvider", threads=threads)
+    return SessionProfiler(
+        _path(source),
+        inputs,
+        provider="CUDAExecutionProvider",
+        threads=threads,
+        provider_options={
+            "device_id": (device or "cuda:0").partition(":")[2] or "0",
+            "cudnn_conv_algo_search": "EXHAUSTIVE",
+        },
+    )
 
 
 def _by_torch(source: Source, inputs: Sequence[Array], threads: int, device: str | None) -> LayerProfiler:

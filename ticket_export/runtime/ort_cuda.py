@@ -81,7 +81,7 @@ class OrtCudaRunner:
         self.threads = threads
         self._index = cuda_index(self.name, device)
         self.device = f"cuda:{self._index}"
-        self._ort = _onnxruntime_with_cuda()
+        self._ort = onnxruntime_with_cuda()
         self.precision = precision_from_onnx(path)
         self._path, self._stamp = path, file_stamp(path)
         self._cuda_graph = cuda_graph
@@ -312,7 +312,7 @@ def _is_sizes(kind: str, shape: list[int]) -> bool:
     return kind in _SIZE_TYPES and len(shape) <= 1 and sum(shape) <= _MAX_SIZES
 
 
-def _onnxruntime_with_cuda() -> ModuleType:
+def onnxruntime_with_cuda() -> ModuleType:
     """Return the onnxruntime module, its CUDA libraries loaded.
 
     Raises:

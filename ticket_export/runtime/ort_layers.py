@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ticket_export.errors import MeasureError
+from ticket_export.runtime.failures import error_from_failure
 from ticket_export.runtime.layers import LayerProfile, LayerTime, median_s
 from ticket_export.runtime.ort import session_options
+from ticket_export.runtime.ort_cuda import onnxruntime_with_cuda
 from ticket_export.runtime.runner import Array
 
 KERNEL_SUFFIX = "_kernel_time"
@@ -30,6 +32,7 @@ class SessionProfiler:
         path: an ONNX file.
         inputs: one array [N, ...] per input, in the file's order.
         provider: the execution provider that must run it.
+        provider_options: its options, such as device_id.
         threads: CPU threads of one inference.
 
     Raises:
@@ -43,21 +46,27 @@ class SessionProfiler:
         inputs: Sequence[Array],
         *,
         provider: str = "CPUExecutionProvider",
+        provider_options: Mapping[str, str] | None = None,
         threads: int = 1,
     ) -> None:
         options = session_options(threads)
         import onnxruntime
 
-        if provider not in onnxruntime.get_available_providers():
-            raise MeasureError(f"{path}: this onnxruntime has no {provider}, so it tells no layer times")
+        if provider == "CUDAExecutionProvider":
+            onnxruntime_with_cuda()
         self._path, self._provider = path, provider
         self._folder = tempfile.TemporaryDirectory(prefix="ticket-export-profile-")
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(self._folder.name) / "profile")
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+            self._session = onnxruntime.InferenceSession(
+                str(path),
+                options,
+                providers=[(provider, dict(provider_options or {}))],
+                enable_fallback=0,  # else a provider that cannot start is replaced by the CPU's
+            )
         except Exception as error:  # ONNX Runtime's errors share no base class but Exception
-            raise MeasureError(f"{path}: ONNX Runtime cannot open it: {error}") from error
+            raise error_from_failure(f"{path}: ONNX Runtime", error, {}) from error
         names = [node.name for node in self._session.get_inputs()]
         self._feed = dict(zip(names, inputs, strict=True))
 
@@ -71,7 +80,7 @@ class SessionProfiler:
             for _ in range(times):
                 self._session.run(None, self._feed)
         except Exception as error:  # ONNX Runtime's errors share no base class but Exception
-            raise MeasureError(f"{self._path}: ONNX Runtime failed: {error}") from error
+            raise error_from_failure(f"{self._path}: ONNX Runtime", error, self._feed) from error
 
     def finish(self, skipped_runs: int) -> LayerProfile:
         """Return the time of every node that ran.
