@@ -57,8 +57,8 @@ def cause_text(found: CauseJson) -> str:
 
 
 LAYER_NOTE = (
-    "dense > this model, widths in-out, from a profile apart from the timing. Lost: time beyond dense's times "
-    "the share of MACs kept."
+    "dense > this model, widths in-out, from a profile apart from the timing. Lost: time beyond dense's "
+    "times the share of MACs kept."
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -50,25 +51,27 @@ class ModuleProfiler:
         dtype = next((p.dtype for p in self._module.parameters() if p.is_floating_point()), torch.float32)
         self._inputs = [_on(self._device, dtype, array) for array in inputs]
         self._threads = threads
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler writes to stderr by itself
         self._runs: list[tuple[float, dict[tuple[str, str], float]]] = []
 
     def run(self, times: int) -> None:
         """Run the module `times` times under the profiler."""
-        activities = [torch.profiler.ProfilerActivity.CPU]
         on_gpu = self._device.type == "cuda"
+        activities = [torch.profiler.ProfilerActivity.CPU]
         if on_gpu:
             activities.append(torch.profiler.ProfilerActivity.CUDA)
-        for _ in range(times):
-            with (
-                torch.inference_mode(),
-                _threads(self._threads),
-                torch.profiler.profile(activities=activities) as told,
-            ):
+        with (
+            torch.inference_mode(),
+            _threads(self._threads),
+            torch.profiler.profile(activities=activities) as told,
+        ):
+            for _ in range(times):
                 with torch.profiler.record_function(_WHOLE):
                     self._module(*self._inputs)
                 if on_gpu:
                     torch.cuda.synchronize(self._device)
-            self._runs.append(_layers_of_run(told.events(), on_gpu=on_gpu))
+        wholes = [event for event in told.events() if event.name == _WHOLE]
+        self._runs += [_layers_of_run(whole, on_gpu=on_gpu) for whole in wholes]
 
     def finish(self, skipped_runs: int) -> LayerProfile:
         """Return the time of every leaf module and of every operator outside of them.
@@ -126,9 +129,7 @@ def costs_of_module(module: nn.Module, inputs: Sequence[Array]) -> NetworkCosts:
 
     for name, leaf in _leaves(own):
         if isinstance(leaf, (*_CONVOLUTIONS, nn.Linear)):
-            leaf.register_forward_hook(
-                lambda one, given, got, name=name: note(name, one, given[0], got)  # type: ignore[misc]
-            )
+            leaf.register_forward_hook(lambda one, given, got, name=name: note(name, one, given[0], got))
     with torch.inference_mode():
         own(*(_on(torch.device("cpu"), torch.float32, array) for array in inputs))
     names = {layer.name: layer.name for layer in layers}
@@ -154,11 +155,8 @@ def _tell_profiler(leaf: nn.Module, name: str) -> None:
     leaf.register_forward_hook(after)
 
 
-def _layers_of_run(
-    events: Sequence[FunctionEvent], *, on_gpu: bool
-) -> tuple[float, dict[tuple[str, str], float]]:
-    """Return the seconds of the whole inference and of each layer in it."""
-    whole = next(event for event in events if event.name == _WHOLE)
+def _layers_of_run(whole: FunctionEvent, *, on_gpu: bool) -> tuple[float, dict[tuple[str, str], float]]:
+    """Return the seconds of a whole inference and of each layer in it."""
 
     def seconds(event: FunctionEvent) -> float:
         return float(event.device_time_total if on_gpu else event.cpu_time_total) / 1e6
