@@ -37,7 +37,16 @@ TORCH_FREE = (
     *("errors", "seeds", "stages", "__main__", "pipeline"),
     *("cli/*", "recipe/*", "store/*", "report/*", "measure/*"),
     "runtime/agreement",
-    *("runtime/runner", "runtime/ort", "runtime/fake", "runtime/registry", "export/parity", "models/facts"),
+    *(
+        "runtime/runner",
+        "runtime/ort",
+        "runtime/fake",
+        "runtime/layers",
+        "runtime/ort_layers",
+        "runtime/registry",
+        "export/parity",
+        "models/facts",
+    ),
     *("export/triton", "export/triton_config", "export/served"),
 )
 # what `pip install --no-deps ticket-export` plus the serving box's few packages leaves out

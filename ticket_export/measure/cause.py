@@ -82,50 +82,43 @@ def cause(
         graph_speedup: how many times faster the ticket runs from a CUDA graph than without, where measured.
         tried: variants of the ticket that were measured; only these are ever recommended as faster.
     """
-    macs = 1.0 / found.mac_fraction
+    kind, sentence = _verdict(found, measured, grid, graph_speedup, tried)
     evidence = _evidence(found, measured, grid, graph_speedup, tried)
+    return Cause(kind=kind, sentence=f"{sentence}.", evidence=evidence)
+
+
+def _verdict(
+    found: Losses, measured: Ratio, grid: int, graph_speedup: float | None, tried: Sequence[Tried]
+) -> tuple[str, str]:
+    """Return kind and sentence; the first test that holds decides."""
+    macs = 1.0 / found.mac_fraction
     opening = f"{measured.ratio:.2f}x measured where the MACs are {macs:.2f}x fewer"
-    rough = _rough(found, measured)
     if found.placed_fraction < PLACED_LIMIT:
         lost = f"only {found.placed_fraction:.0%} of its kernel time could be placed in layers of both files"
-        return Cause(kind="unknown", sentence=f"{opening}; why is not known: {lost}.", evidence=evidence)
+        return "unknown", f"{opening}; why is not known: {lost}"
     if abs(measured.ratio / macs - 1.0) <= AGREE_FRACTION:
         what = "the same MACs" if abs(macs - 1.0) < 0.005 else f"{macs:.2f}x fewer MACs"
         told = f"{measured.ratio:.2f}x measured and {what}: the time follows the MACs"
-        return Cause(
-            kind="as_macs",
-            sentence=f"{told}{_next(found, measured, grid, tried, 'as_macs')}.",
-            evidence=evidence,
-        )
+        return "as_macs", told + _next(found, measured, grid, tried, "as_macs")
     if measured.low <= macs <= measured.high:
         told = f"{measured} measured, an interval that holds the {macs:.2f}x of its MACs"
-        return Cause(
-            kind="unresolved", sentence=f"{told}; measure it on a quieter machine.", evidence=evidence
-        )
+        return "unresolved", f"{told}; measure it on a quieter machine"
     if graph_speedup is not None and graph_speedup >= LAUNCH_RATIO:
         told = f"{opening}: it waits for launches, a CUDA graph makes it {graph_speedup:.2f}x faster"
-        return Cause(
-            kind="launch",
-            sentence=f"{told}{_next(found, measured, grid, tried, 'launch')}.",
-            evidence=evidence,
-        )
+        return "launch", told + _next(found, measured, grid, tried, "launch")
     if measured.ratio > macs:
-        return Cause(
-            kind="faster_than_macs", sentence=f"{_faster(found, opening)}{rough}.", evidence=evidence
-        )
+        return "faster_than_macs", _faster(found, opening) + _rough(found, measured)
     shares = {kind: share for kind, share in found.shares.items() if kind != "noise"}
     ranked = sorted(shares, key=lambda kind: -shares[kind])
     first = ranked[0]
     if shares[first] < NAMED_SHARE:
-        told = f"{opening}: no single thing costs {NAMED_SHARE:.0%} of its time"
-        return Cause(kind="mixed", sentence=f"{told}{rough}.", evidence=evidence)
+        told = f"{opening}: no single thing costs {share_text(NAMED_SHARE)} of its time"
+        return "mixed", told + _rough(found, measured)
     limit = max(SECOND_SHARE * shares[first], NAMED_SHARE)
     named = [first, *(kind for kind in ranked[1:] if shares[kind] >= limit)]
     clauses = [f"{share_text(shares[kind])} of its time {_CLAUSES[kind](found, grid)}" for kind in named]
-    advice = _next(found, measured, grid, tried, first)
-    return Cause(
-        kind=first, sentence=f"{opening}: {', and '.join(clauses)}{rough}{advice}.", evidence=evidence
-    )
+    told = f"{opening}: {', and '.join(clauses)}{_rough(found, measured)}"
+    return first, told + _next(found, measured, grid, tried, first)
 
 
 def no_layer_times(measured: Ratio, reason: str, macs: float | None = None) -> Cause:
