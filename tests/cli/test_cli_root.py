@@ -1,4 +1,4 @@
-"""The program itself: its verbs, its exit codes, what it loads, and `doctor`."""
+"""The program itself: its verbs, its exit codes and what it loads."""
 
 from __future__ import annotations
 
@@ -53,30 +53,3 @@ def test_an_unknown_verb_is_input(tell: Callable[..., Told]) -> None:
     code, out, err = tell("prune")
     assert (code, out) == (2, "")
     assert "prune" in err
-
-
-def test_doctor_lists_machine_and_packages(tell: Callable[..., Told]) -> None:
-    code, out, _ = tell("doctor")
-    assert code == 0
-    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
-    assert rows["onnxruntime"][0] == "all"
-    assert rows["onnxruntime"][1][0].isdigit()
-    assert rows["polygraphy"][0] == "[tensorrt]"
-    assert "cpu" in rows
-
-
-def test_doctor_exits_3_when_a_needed_package_is_missing(
-    tell: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from importlib import metadata
-
-    def version(name: str, *, found: Callable[[str], str] = metadata.version) -> str:
-        if name == "accelerate":
-            raise metadata.PackageNotFoundError(name)
-        return found(name)
-
-    monkeypatch.setattr(metadata, "version", version)
-    code, _, err = tell("doctor")
-    assert code == 3
-    assert "not installed: accelerate" in err
-    assert "hint: pip install accelerate" in err

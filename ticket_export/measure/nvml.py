@@ -134,7 +134,7 @@ def nvml() -> Iterator[ModuleType]:
     """Yield nvidia-ml-py, ready to be asked, and let go of the driver at the end.
 
     Raises:
-        MissingDependency: nvidia-ml-py is not installed, or there is no NVIDIA driver to ask.
+        MissingDependency: nvidia-ml-py is not installed, or there is no NVIDIA driver that answers.
     """
     try:
         import pynvml
@@ -149,6 +149,10 @@ def nvml() -> Iterator[ModuleType]:
         ) from error
     try:
         yield pynvml
+    except pynvml.NVMLError as error:  # a device that is lost, for one
+        raise MissingDependency(
+            f"the NVIDIA driver fails: {error}", hint="look at nvidia-smi and dmesg"
+        ) from error
     finally:
         pynvml.nvmlShutdown()
 
@@ -177,6 +181,16 @@ def open_gpu(device: str) -> Iterator[Gpu]:
         except module.NVMLError as error:
             raise MeasureError(f"{device}: NVML does not know it: {error}") from error
         yield Gpu(module, handle)
+
+
+def driver_version(module: ModuleType) -> str:
+    """Return the driver's version, e.g. "580.82.07".
+
+    Args:
+        module: as `nvml` yields it.
+    """
+    told = module.nvmlSystemGetDriverVersion()
+    return told.decode() if isinstance(told, bytes) else str(told)
 
 
 def all_gpus(module: ModuleType) -> list[Gpu]:
