@@ -84,7 +84,12 @@ def test_shrink_saves_a_smaller_network_that_computes_the_same(
     )
     assert num_kept < num_dense
     origin = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["origin"]
-    assert origin == {"builder": f"{tmp_path / 'net.py'}:net", "args": {}, "input_shapes": [[3, 8, 8]]}
+    assert origin == {
+        "builder": f"{tmp_path / 'net.py'}:net",
+        "args": {},
+        "input_shapes": [[3, 8, 8]],
+        "input_kinds": ["float32"],
+    }
     small = te.load_bundle(out, scope["net"]())
     assert sum(parameter.numel() for parameter in small.parameters()) == num_kept
     images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -280,6 +285,7 @@ def test_several_inputs_of_any_rank_and_kind_are_shrunk_and_exported(
     assert ["a", "8", "4"] in [line.split()[:3] for line in told.splitlines()]
     origin = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["origin"]
     assert origin["input_shapes"] == [[4], [2, 3, 3, 3]]
+    assert origin["input_kinds"] == ["int64", "float32"]
     session = onnxruntime.InferenceSession(out / "model.onnx")
     generator = torch.Generator().manual_seed(1)
     inputs = [

@@ -3,18 +3,15 @@
 # N images, C channels, H W pixels
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ticket_export.cli.images import numbers_from_text, opened_npz
 from ticket_export.errors import DataError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from torch import Tensor, nn
 
 _KEYS = ("test_x", "test_y")
@@ -54,8 +51,13 @@ def labelled_images(
     """
     import torch
 
-    arrays = _arrays(path)
-    x, y = arrays["test_x"], arrays["test_y"]
+    with opened_npz("--data", path, _HINT) as held:
+        missing = [key for key in _KEYS if key not in held.files]
+        if missing:
+            raise DataError(
+                f"--data: {path} lacks {', '.join(missing)}; it holds [{', '.join(held.files)}]", hint=_HINT
+            )
+        x, y = (held[key] for key in _KEYS)
     if x.dtype.name != "uint8" or x.ndim != 4 or len(x) == 0:
         raise DataError(f"{path}: test_x is {x.dtype} of shape {x.shape}", hint=_HINT)
     if y.dtype.kind not in "iu" or y.shape != (len(x),):
@@ -66,42 +68,9 @@ def labelled_images(
     return LabelledImages(
         x=torch.from_numpy(x),
         y=torch.from_numpy(y.astype("int64")),
-        mean=_numbers("--mean", mean),
-        std=_numbers("--std", std),
+        mean=numbers_from_text("--mean", mean),
+        std=numbers_from_text("--std", std),
     )
-
-
-def _arrays(path: Path) -> dict[str, npt.NDArray[np.generic]]:
-    import numpy
-
-    try:
-        # numpy leaves a file that it opened itself open when the archive is damaged
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise DataError(f"--data: {path} is not an .npz file", hint=_HINT)
-            file.seek(0)
-            with numpy.load(file, allow_pickle=False) as held:
-                missing = [key for key in _KEYS if key not in held.files]
-                if missing:
-                    raise DataError(
-                        f"--data: {path} lacks {', '.join(missing)}; it holds [{', '.join(held.files)}]",
-                        hint=_HINT,
-                    )
-                return {key: held[key] for key in _KEYS}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        told = "it holds Python objects, which are never run" if "allow_pickle" in str(error) else error
-        raise DataError(f"--data: {path} cannot be read: {told}", hint=_HINT) from error
-
-
-def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(word) for word in text.split(","))
-    except ValueError as error:
-        raise DataError(
-            f"{option}: {text!r} is not a list of numbers", hint=f"for example {option} 0.49,0.48,0.44"
-        ) from error
 
 
 def accuracy_text(networks: Mapping[str, nn.Module], images: LabelledImages) -> str:

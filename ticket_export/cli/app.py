@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ticket_export.cli.doctor import doctor
+from ticket_export.cli.export import export
 from ticket_export.cli.measure import measure
 from ticket_export.cli.messages import say_error
 from ticket_export.cli.recipes import check, plan, run, show
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for verb in (check, plan, run, show, measure, shrink, doctor):
+for verb in (check, plan, run, show, measure, shrink, export, doctor):
     app.command()(verb)
 
 

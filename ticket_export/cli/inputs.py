@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ticket_export.errors import ShrinkError
+from ticket_export.errors import ExportError, ShrinkError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,3 +68,32 @@ def builder_arguments(words: Sequence[str]) -> dict[str, object]:
     if problems:
         raise ShrinkError(f"--arg: {problems[0]}")
     return dict(plain) if isinstance(plain, dict) else {}
+
+
+def each_of(option: str, text: str, known: Sequence[str]) -> list[str]:
+    """Return the words joined by commas, each of them known, in the order of `known`, each once.
+
+    Raises:
+        ExportError: there is no word, or one that is unknown.
+    """
+    words = _comma_list(text)
+    wrong = [word for word in words if word not in known]
+    if wrong or not words:
+        raise ExportError(f"{option}: {(wrong or [text])[0]!r} is not one of {', '.join(known)}")
+    return [word for word in known if word in words]
+
+
+def sizes_from_text(option: str, text: str) -> tuple[int, ...]:
+    """Return the sizes joined by commas, ascending, each once.
+
+    Raises:
+        ExportError: a word is no whole number above 0, or there is none.
+    """
+    words = _comma_list(text)
+    if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise ExportError(f"{option}: {text!r} is not a list of sizes", hint=f"for example {option} 1,8,64")
+    return tuple(sorted({int(word) for word in words}))
+
+
+def _comma_list(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]

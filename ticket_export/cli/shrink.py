@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,7 @@ import typer
 
 from ticket_export.cli.accuracy import accuracy_text, labelled_images
 from ticket_export.cli.inputs import InputSpec, builder_arguments
-from ticket_export.cli.messages import log_told
+from ticket_export.cli.networks import built_network
 from ticket_export.errors import ShrinkError, TicketExportError
 
 if TYPE_CHECKING:
@@ -78,12 +77,13 @@ def shrink(
     from ticket_export.shrink.near_zero import zero_below as set_zero
     from ticket_export.store.store import disk_errors_told
 
-    given = _built(builder, plain_arguments, weights, specs)
+    given = built_network(builder, plain_arguments, weights, specs)
     examples = tuple(spec.example(seed) for seed, spec in enumerate(specs))
     origin = {
         "builder": builder,
         "args": plain_arguments,
         "input_shapes": [list(spec.shape[1:]) for spec in specs],
+        "input_kinds": [spec.kind for spec in specs],
     }
     networks, texts = {"given": given}, []
     zeroed = None if zero_below is None else set_zero(given, examples, zero_below)
@@ -123,22 +123,6 @@ def _images(
             hint="leave --data out",
         )
     return labelled_images(data, mean, std, specs[0].shape[1:])
-
-
-def _built(
-    builder: str, arguments: dict[str, object], weights: Path, specs: Sequence[InputSpec]
-) -> nn.Module:
-    from ticket_export.models.load import build
-
-    first = specs[0].shape[1:]
-    if len(first) != 3 and builder.startswith("zoo:"):
-        raise ShrinkError(
-            f"--input: {specs[0].text!r} is not batch x channels x height x width, which {builder} reads",
-            hint="--input 1x3x32x32",
-        )
-    image_shape = (first[0], first[1], first[2]) if len(first) == 3 else (3, 32, 32)  # else nobody asks
-    with log_told(), redirect_stdout(sys.stderr):  # a foreign builder may print
-        return build(builder, arguments, weights, image_shape=image_shape).eval()
 
 
 def _export(model: nn.Module, out: Path, examples: tuple[Tensor, ...]) -> None:

@@ -66,11 +66,7 @@ def triton_repository(
             that was changed by hand, has this name.
         StoreError: the disk refuses.
     """
-    if not _NAME.fullmatch(name):
-        raise ExportError(
-            f"triton: {name!r} cannot name a model",
-            hint="1 to 128 letters, digits, '_', '.' and '-', a letter or digit first",
-        )
+    require_model_name(name)
     files = served_files([models] if isinstance(models, str | Path) else models)
     serving = _serving(
         files, max_batch, tuple(batches), queue_delay_us, kind, instances=instances, num_versions=num_versions
@@ -83,6 +79,19 @@ def triton_repository(
         if target.exists() and not (target.is_dir() and not any(target.iterdir())):
             return _next_version(target, files, text)
         return _first_version(target, files, text)
+
+
+def require_model_name(name: str) -> None:
+    """Pass for a name that a model, its folder and its URL can have.
+
+    Raises:
+        ExportError: it cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise ExportError(
+            f"{name!r} cannot name a model",
+            hint="1 to 128 letters, digits, '_', '.' and '-', a letter or digit first",
+        )
 
 
 def _serving(

@@ -75,7 +75,7 @@ def _fresh(
     classes = {} if num_classes is None else {"num_classes": num_classes}
     if kind == "zoo":
         if num_classes is None:
-            num_classes = _num_classes_from(name, held)
+            num_classes = num_classes_from(name, held)
         return zoo_network(name, args, num_classes=num_classes, image_shape=image_shape)
     if kind == "torchvision":
         function = _function(_vision_package("torchvision.models"), name, builder)
@@ -87,7 +87,12 @@ def _fresh(
     return _call(builder, _function(module, name, builder), args)
 
 
-def _num_classes_from(name: str, held: Mapping[str, Tensor] | None) -> int:
+def num_classes_from(name: str, held: Mapping[str, Tensor] | None) -> int:
+    """Return how many classes the weights of a network of the zoo tell apart, which no removal changes.
+
+    Raises:
+        RecipeError: the name is unknown, or no weights are given, or they hold no classifier.
+    """
     if name not in ZOO_FACTS:
         raise RecipeError(f"the zoo holds no network {name!r}", hint=f"it holds {', '.join(ZOO_FACTS)}")
     if held is not None:

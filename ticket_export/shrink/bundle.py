@@ -68,17 +68,12 @@ def save_bundle(shrunk: Shrunk, folder: str | Path, *, origin: Mapping[str, obje
     _write_json(folder / MANIFEST, manifest)
 
 
-def load_bundle(folder: str | Path, dense_model: nn.Module) -> nn.Module:
-    """Return the small network of a bundle, built from a fresh dense model, which is not changed.
-
-    Args:
-        folder: what `save_bundle` wrote.
-        dense_model: a network of the class and sizes that was shrunk; its weights do not matter.
+def bundle_manifest(folder: Path) -> dict[str, object]:
+    """Return the manifest of a bundle whose files are the ones that it was written with.
 
     Raises:
-        ShrinkError: a file is missing or damaged, or the dense model is another network.
+        ShrinkError: a file is missing or damaged, or of another schema.
     """
-    folder = Path(folder)
     manifest = _read_json(folder / MANIFEST)
     if manifest.get("schema") != SCHEMA:
         raise ShrinkError(
@@ -93,6 +88,21 @@ def load_bundle(folder: str | Path, dense_model: nn.Module) -> nn.Module:
                 f"{folder / name} is damaged: sha256 {found[:12]}, the manifest says {expected[:12]}",
                 hint="copy the bundle again or shrink the network again",
             )
+    return manifest
+
+
+def load_bundle(folder: str | Path, dense_model: nn.Module) -> nn.Module:
+    """Return the small network of a bundle, built from a fresh dense model, which is not changed.
+
+    Args:
+        folder: what `save_bundle` wrote.
+        dense_model: a network of the class and sizes that was shrunk; its weights do not matter.
+
+    Raises:
+        ShrinkError: a file is missing or damaged, or the dense model is another network.
+    """
+    folder = Path(folder)
+    bundle_manifest(folder)
     plan = Plan.from_json(_read_json(folder / PLAN))
     if plan.standard:
         dense_model = copy.deepcopy(dense_model)
