@@ -162,6 +162,8 @@ class OrtCudaRunner:
         """
         if file_stamp(self._path) != self._stamp:
             raise MeasureError(f"{self._path}: has changed since the measurement began")
+        for binding in self._bound.values():
+            binding.release()
         self._bound.clear()
 
     def _checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -254,6 +256,7 @@ class _DeviceBinding:
         graph_id: str | None,
     ) -> None:
         self._session = session
+        self._graph_id = graph_id
         self._binding = session.io_binding()
         self._inputs = {
             name: ort.OrtValue.ortvalue_from_numpy(array, "cuda", index) for name, array in inputs.items()
@@ -284,6 +287,11 @@ class _DeviceBinding:
     def run(self) -> None:
         """Run the network from buffer to buffer; returns when the device has finished."""
         self._session.run_with_iobinding(self._binding, self._options)
+
+    def release(self) -> None:
+        """Give up the captured graph; an older ONNX Runtime keeps it as long as the session."""
+        if self._graph_id is not None and hasattr(self._session, "release_captured_graph"):
+            self._session.release_captured_graph(int(self._graph_id))
 
     def outputs(self) -> dict[str, Array]:
         """Return the outputs of the last run, copied to the host."""
