@@ -6,8 +6,8 @@ settings, which are stated:
 
 - layout: channels_last on a GPU, where cuDNN's tensor-core kernels read it and would otherwise transpose
   every convolution's operands; contiguous on a CPU, where oneDNN lays tensors out as it likes.
-- tf32, on a GPU in fp32: on for convolutions (torch's default) and for products, as ONNX Runtime and TensorRT
-  have it by default.
+- tf32, on a GPU in fp32: as the process has set torch; as torch ships, on for convolutions and off for other
+  products (ONNX Runtime and TensorRT have it on for both).
 - conv_search: on a GPU cuDNN tries its algorithms in the first run at a shape (`cudnn.benchmark`).
 """
 
@@ -229,21 +229,17 @@ def _threads(threads: int) -> Iterator[None]:
 
 @contextmanager
 def _gpu_settings(device: torch.device) -> Iterator[None]:
-    """Run on `device` with TF32 and cuDNN's search on; they are process-wide, so they are put back."""
+    """Run on `device` with cuDNN's search on; it is process-wide, so it is put back."""
     if device.type != "cuda":
         yield
         return
-    precision, search = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
-    torch.set_float32_matmul_precision(
-        "high"
-    )  # TF32 for products, in the words of both generations of settings
+    before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
         with torch.cuda.device(device):
             yield
     finally:
-        torch.backends.cudnn.benchmark = search
-        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.benchmark = before
 
 
 def _settings(device: torch.device, precision: str) -> dict[str, str]:
@@ -251,12 +247,24 @@ def _settings(device: torch.device, precision: str) -> dict[str, str]:
         return {"layout": "contiguous"}
     told = {"layout": "channels_last", "conv_search": "cudnn.benchmark"}
     if precision == "fp32":
-        told["tf32"] = "on" if torch.backends.cudnn.allow_tf32 else "on for products, off for convolutions"
+        places = {
+            "convolutions": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]  # made at import
+            "products": torch.backends.cuda.matmul.fp32_precision,
+        }
+        on = [place for place, word in places.items() if word == "tf32"]
+        told["tf32"] = f"on for {' and '.join(on)}" if on else "off"
     return told
 
 
 def _require_device(name: str, device: torch.device) -> None:
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type != "cuda":
+        return
+    if torch.cuda.is_available() and (device.index or 0) >= torch.cuda.device_count():
+        raise MissingDependency(
+            f"runtime {name!r}: {device} is not one of the {torch.cuda.device_count()} CUDA devices here",
+            hint="name one that nvidia-smi lists",
+        )
+    if not torch.cuda.is_available():
         raise MissingDependency(
             f"runtime {name!r}: torch {torch.__version__} sees no CUDA device",
             hint="pip install torch --index-url https://download.pytorch.org/whl/cu126, and check nvidia-smi",
