@@ -55,7 +55,9 @@ class GpuWatch:
     """Samples one GPU between `start` and `stop`.
 
     The thread sleeps on a lock between its samples and lets go of Python's lock inside every driver call; the
-    device's own clock, the CUDA event, does not see it. The energy counter is read outside the timed calls.
+    device's own clock, the CUDA event, does not see it. A clock of the host hardly does: five calls of 0.1 ms
+    at 10 and at 100 Hz moved the median of a 0.40 ms inference by +0.4 +- 0.8 % and -0.2 +- 0.6 % (95 %, 60
+    pairs of blocks, two busy cores). Energy and other processes are asked for outside the timed calls.
     """
 
     def __init__(self, gpu: Gpu) -> None:
