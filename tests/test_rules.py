@@ -36,7 +36,7 @@ FLOOR_BY_ROOM = {room: floor for floor, rooms in enumerate(FLOORS) for room in r
 TORCH_FREE = (
     *("errors", "seeds", "stages", "__main__", "pipeline"),
     *("cli/*", "recipe/*", "store/*", "report/*", "measure/*"),
-    "runtime/agreement",
+    *("runtime/agreement", "runtime/trt*", "export/engine"),
     *(
         "runtime/runner",
         "runtime/ort",

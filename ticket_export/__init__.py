@@ -30,6 +30,7 @@ from ticket_export.errors import (
 if TYPE_CHECKING:
     from ticket_export.channels.graph import ChannelGroup, channel_groups
     from ticket_export.channels.mask import ElementMask, Mask
+    from ticket_export.export.engine import engine_from_onnx
     from ticket_export.export.onnx import onnx_from_module
     from ticket_export.find.magnitude import magnitude_mask
     from ticket_export.find.refill import refill
@@ -69,6 +70,7 @@ __all__ = [
     "__version__",
     "channel_groups",
     "compare",
+    "engine_from_onnx",
     "evaluate",
     "load_bundle",
     "load_recipe",
@@ -91,6 +93,7 @@ _MODULE_BY_NAME = {
     "Ticket": "ticket_export.find.ticket",
     "channel_groups": "ticket_export.channels.graph",
     "compare": "ticket_export.measure.compare",
+    "engine_from_onnx": "ticket_export.export.engine",
     "evaluate": "ticket_export.train.evaluate",
     "load_bundle": "ticket_export.shrink.bundle",
     "load_recipe": "ticket_export.recipe.load",

@@ -46,7 +46,15 @@ def measure(
     path_by_name = _named_models(models)
     places = [(name, size) for name in _runtimes(runtime) for size in _batches(batch)]
     files = _raw_files(raw, places)
-    timed = partial(compare, path_by_name, scope=scope, threads=threads, rounds=rounds, samples=samples)
+    timed = partial(
+        compare,
+        path_by_name,
+        scope=scope,
+        threads=threads,
+        rounds=rounds,
+        samples=samples,
+        batches=_batches(batch),
+    )
     cells: list[_Cell] = []
     stop: TicketExportError | KeyboardInterrupt | None = None
     for name, size in places:

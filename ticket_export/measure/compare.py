@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +119,7 @@ def compare(
     rounds: int = 10,
     samples: int | None = None,
     seed: int = 0,
+    batches: Sequence[int] = (),
     on_round: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Time all models in the same rounds on this machine; the first one is the baseline.
@@ -132,6 +133,7 @@ def compare(
         rounds: rounds in which every model is timed once, at least 5.
         samples: timings per model and round; None lets the rounds take about 12 s in all.
         seed: root of the random inputs and of the order within a round.
+        batches: further sizes that are going to be measured, so that an engine is built once for all.
         on_round: called after each round with (rounds done, rounds in all).
 
     Raises:
@@ -148,7 +150,9 @@ def compare(
     )
     with ExitStack() as stack:
         runners = {
-            name: stack.enter_context(open_runner(Path(path), runtime, threads=threads))
+            name: stack.enter_context(
+                open_runner(Path(path), runtime, threads=threads, batches=(batch, *batches))
+            )
             for name, path in models.items()
         }
         measurements = measure_interleaved(runners, batch=batch, protocol=protocol, on_round=on_round)

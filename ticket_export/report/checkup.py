@@ -51,16 +51,15 @@ def wrapped(text: str) -> str:
 
 
 def offer_rows(found: Sequence[offers.Offer]) -> list[tuple[str, ...]]:
-    """Return a row per runtime: its state at each precision."""
+    """Return a row per runtime: its state at each precision, and how to get what is missing."""
     return [
-        (each.runtime, *(each.state_by_precision[precision] for precision in offers.PRECISIONS))
+        (
+            each.runtime,
+            *(each.state_by_precision[precision] for precision in offers.PRECISIONS),
+            " && ".join(each.commands),
+        )
         for each in found
     ]
-
-
-def command_rows(found: Sequence[offers.Offer]) -> list[tuple[str, str]]:
-    """Return a row per command that gets a missing runtime, unbroken, to be copied."""
-    return [(each.runtime, command) for each in found for command in each.commands]
 
 
 def verdict(found: Sequence[offers.Offer], findings: Sequence[Finding]) -> str:

@@ -29,6 +29,7 @@ class Request:
     device: str | None
     example_inputs: Sequence[Array] | None
     cuda_graph: bool | None
+    batches: Sequence[int]
 
 
 def _open_ort_cpu(request: Request) -> Runner:
@@ -47,6 +48,19 @@ def _open_ort_cuda(request: Request) -> Runner:
 
     return OrtCudaRunner(
         path, threads=request.threads, device=request.device, cuda_graph=bool(request.cuda_graph)
+    )
+
+
+def _open_tensorrt(request: Request) -> Runner:
+    path = onnx_path(request)
+    from ticket_export.runtime.trt import open_tensorrt
+
+    return open_tensorrt(
+        path,
+        threads=request.threads,
+        device=request.device,
+        batches=request.batches,
+        cuda_graph=request.cuda_graph is not False,
     )
 
 
@@ -90,6 +104,7 @@ def _open_torch_cudagraph(request: Request) -> Runner:
 RUNTIMES: dict[str, Callable[[Request], Runner]] = {
     "ort-cpu": _open_ort_cpu,
     "ort-cuda": _open_ort_cuda,
+    "tensorrt": _open_tensorrt,
     "torch": _open_torch,
     "torch-compile": _open_torch_compile,
     "torch-cudagraph": _open_torch_cudagraph,
@@ -104,23 +119,27 @@ def open_runner(
     device: str | None = None,
     example_inputs: Sequence[Array] | None = None,
     cuda_graph: bool | None = None,
+    batches: Sequence[int] = (1, 8),
 ) -> Runner:
     """Return a Runner that holds `source` ready to run; use it as a context manager.
 
     Args:
-        source: the path of an ONNX file, or an nn.Module for the runtimes in MODULE_RUNTIMES.
+        source: the path of an ONNX file, or of an engine (tensorrt), or an nn.Module for the runtimes in
+            MODULE_RUNTIMES.
         runtime: a key of RUNTIMES.
         threads: CPU threads of one inference, at least 1.
         device: "cpu", "cuda:0", ...; None is the runtime's own.
         example_inputs: one array [N, ...] per input; the torch runtimes take shapes and dtypes from it.
         cuda_graph: whether the network is launched as one CUDA graph, where the runtime leaves the choice;
             None is the runtime's own.
+        batches: sizes that a runtime which builds an engine tunes it for; the others take any.
 
     Raises:
         MeasureError: unknown runtime, a source it cannot run, a choice it does not have, or a file that is
             missing or damaged.
         DeviceError: the device is out of memory or fails.
         MissingDependency: the runtime's package or its device is missing.
+        ParityError: an engine was built that does not compute what its file computes.
     """
     if runtime not in RUNTIMES:
         raise MeasureError(f"runtime {runtime!r} is not one of {', '.join(RUNTIMES)}")
@@ -132,6 +151,7 @@ def open_runner(
             device=device,
             example_inputs=example_inputs,
             cuda_graph=cuda_graph,
+            batches=batches,
         )
     )
 
@@ -171,5 +191,5 @@ def _require_no_graph_choice(request: Request) -> None:
     if request.cuda_graph is not None:
         raise MeasureError(
             f"runtime {request.runtime!r} leaves no choice of a CUDA graph, got {request.cuda_graph}",
-            hint="ort-cuda leaves it; torch with one is the runtime 'torch-cudagraph'",
+            hint="ort-cuda and tensorrt leave it; torch with one is the runtime 'torch-cudagraph'",
         )
