@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -355,17 +356,25 @@ def test_small_and_masked_training_agree(images: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(cut[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_the_torch_runtime_measures_the_source_itself(images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "runtime",
+    ["torch", pytest.param("torch-compile", marks=pytest.mark.slow)],  # compiling takes a minute
+)
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # Inductor's own
+def test_the_torch_runtimes_measure_the_source_itself(images: Path, tmp_path: Path, runtime: str) -> None:
     recipe = tiny_recipe(
-        images, "find.levels=1", "find.controls=[]", "train.epochs=2", "measure.runtimes=[torch]"
+        images,
+        "find.levels=1",
+        "find.controls=[]",
+        "train.epochs=2",
+        f"measure.runtimes=[{runtime}, ort-cpu]",
     )
     report = Chain(recipe, tmp_path).report
     assert report is not None
-    assert {(row["subject"], row["runtime"]) for row in report.rows} == {
-        ("dense", "torch"),
-        ("ticket@1", "torch"),
-    }
-    assert all(row["file_bytes"] is None for row in report.rows)
+    accuracies = {(row["subject"], row["runtime"]): row["accuracy"] for row in report.rows}
+    assert set(accuracies) == set(product(("dense", "ticket@1"), (runtime, "ort-cpu")))
+    assert all(accuracies[name, runtime] == accuracies[name, "ort-cpu"] for name in ("dense", "ticket@1"))
+    assert all((row["file_bytes"] is None) == (row["runtime"] == runtime) for row in report.rows)
 
 
 @pytest.mark.parametrize(

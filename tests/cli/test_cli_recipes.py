@@ -119,6 +119,20 @@ def test_more_threads_than_cores_are_refused_before_anything_is_trained(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("runtime", ["ort-cuda", "tensorrt"])
+def test_a_runtime_that_is_not_installed_is_told_before_anything_is_trained(
+    tell: Callable[..., Told], recipe: Path, tmp_path: Path, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ticket_export.runtime.offers.installed", lambda name: None)
+    for verb in ("run", "plan"):
+        words = (verb, recipe, "--out", tmp_path / "out", "--set", f"measure.runtimes=[{runtime}]")
+        code, out, err = tell(*words)
+        assert (code, out) == (3, "")
+        assert f"runtime '{runtime}' needs onnx and " in err
+        assert "pip install onnx; pip" in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unknown_stage_is_input(tell: Callable[..., Told], recipe: Path, tmp_path: Path) -> None:
     code, _, err = tell("run", recipe, "--until", "finnd", "--out", tmp_path / "out")
     assert code == 2

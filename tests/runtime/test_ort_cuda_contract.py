@@ -186,10 +186,14 @@ def test_onnxruntime_without_a_cuda_provider_names_the_install_command(
     ort: ScriptedOrt, linear_onnx: MakeLinear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ort.providers = [CPU]
-    with pytest.raises(MissingDependency, match=r"no CUDA provider(.|\n)*pip install \"onnxruntime-gpu"):
+    with pytest.raises(
+        MissingDependency, match=r"no CUDA provider(.|\n)*pip install --force-reinstall \"onnxruntime-gpu"
+    ):
         open_runner(linear_onnx(), "ort-cuda")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingDependency, match=r"is not installed(.|\n)*pip install \"onnxruntime-gpu"):
+    with pytest.raises(
+        MissingDependency, match=r"is not installed(.|\n)*pip install --force-reinstall \"onnxruntime-gpu"
+    ):
         open_runner(linear_onnx(), "ort-cuda")
 
 

@@ -64,12 +64,13 @@ def plan(recipe: Recipe, out: str | Path = "out") -> tuple[PlannedNode, ...]:
         TrainError: the weights do not fit.
         ShrinkError: depgraph is a control, and torch-pruning cannot prune the network.
         MeasureError: it would be timed on more threads than this machine has cores.
+        MissingDependency: a runtime it would be timed in is not installed.
         StoreError: the store cannot be read.
     """
     store = Store(out)
     inputs = hash_inputs(recipe)
     _require_inputs(recipe, store)
-    _require_cores(recipe)
+    _require_measurable(recipe)
     return tuple(
         PlannedNode(
             stage=node.stage,
@@ -82,10 +83,14 @@ def plan(recipe: Recipe, out: str | Path = "out") -> tuple[PlannedNode, ...]:
     )
 
 
-def _require_cores(recipe: Recipe) -> None:
+def _require_measurable(recipe: Recipe) -> None:
+    """Refuse before the training what could not be timed after it."""
     from ticket_export.measure.protocol import require_cores
+    from ticket_export.runtime.offers import require_installed
 
     require_cores(recipe.measure.threads)
+    for runtime in recipe.measure.runtimes:
+        require_installed(runtime)
 
 
 def _require_inputs(recipe: Recipe, store: Store) -> None:
@@ -134,6 +139,7 @@ def run(
     Raises:
         RecipeError: `until` names no stage, or a file the recipe needs is missing.
         MeasureError: it would be timed on more threads than this machine has cores.
+        MissingDependency: a runtime it would be timed in is not installed.
         StoreError: the disk refuses.
         TicketExportError: whatever a stage raises.
     """
@@ -144,7 +150,7 @@ def run(
     machine = machine_facts()
     nodes = nodes_until(nodes_of(recipe, inputs, machine["fingerprint"]), last)
     if last in ("measure", "report"):
-        _require_cores(recipe)
+        _require_measurable(recipe)
     store = Store(out)
     with _locks_given_back(), RunFolder(out, recipe) as folder:
 

@@ -9,6 +9,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from ticket_export.errors import MissingDependency
+
 PRECISIONS = ("fp32", "fp16", "int8")
 READY, MISSING, NO_GPU, NEVER = "ready", "missing", "no GPU", "-"
 # docs.nvidia.com/deploy/cuda-compatibility, minor version compatibility: the oldest driver of each major
@@ -80,6 +82,21 @@ def offer(runtime: str, *, has_gpu: bool) -> Offer:
         },
         commands=tuple(dict.fromkeys(needs.packages[name] for name in missing)),
     )
+
+
+def require_installed(runtime: str) -> None:
+    """Pass when every package that `runtime` needs is installed; whether its device works is told on opening.
+
+    Raises:
+        MissingDependency: one is missing, with what installs it.
+    """
+    needs = NEEDS[runtime].packages
+    missing = [name for name in needs if installed(name) is None]
+    if missing:
+        raise MissingDependency(
+            f"runtime {runtime!r} needs {' and '.join(missing)}, not installed here",
+            hint="; ".join(dict.fromkeys(needs[name] for name in missing)),
+        )
 
 
 def installed(name: str) -> str | None:

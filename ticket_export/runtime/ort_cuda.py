@@ -27,6 +27,7 @@ import numpy as np
 
 from ticket_export.errors import MeasureError, MissingDependency
 from ticket_export.runtime.failures import error_from_failure
+from ticket_export.runtime.offers import ONLY_GPU_ORT
 from ticket_export.runtime.onnx_file import precision_from_onnx
 from ticket_export.runtime.ort import file_stamp, session_options, specs_from_nodes
 from ticket_export.runtime.runner import (
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     import onnxruntime
 
 PROVIDER = "CUDAExecutionProvider"
-# both packages install the same folder, so the one for the CPU has to go first
-INSTALL = 'pip uninstall -y onnxruntime && pip install "onnxruntime-gpu[cuda,cudnn]"'
 _GRAPH_ID = "gpu_graph_id"  # a captured graph per id; -1 runs without capturing
 _NO_CAPTURE = "-1"
 # what sizes are computed in: such nodes belong on the CPU, which allocates by their results
@@ -227,7 +226,7 @@ class OrtCudaRunner:
             raise MissingDependency(
                 f"runtime 'ort-cuda': ONNX Runtime {self._ort.__version__} could not start its CUDA provider "
                 f"on {self.device}; its own message is above",
-                hint=f"check the driver with nvidia-smi and the CUDA libraries with {INSTALL}",
+                hint=f"check the driver with nvidia-smi and the CUDA libraries with {ONLY_GPU_ORT}",
             )
         return session
 
@@ -329,10 +328,13 @@ def onnxruntime_with_cuda() -> ModuleType:
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingDependency("runtime 'ort-cuda': onnxruntime is not installed", hint=INSTALL) from error
+        raise MissingDependency(
+            "runtime 'ort-cuda': onnxruntime is not installed", hint=ONLY_GPU_ORT
+        ) from error
     if PROVIDER not in onnxruntime.get_available_providers():
         raise MissingDependency(
-            f"runtime 'ort-cuda': onnxruntime {onnxruntime.__version__} has no CUDA provider", hint=INSTALL
+            f"runtime 'ort-cuda': onnxruntime {onnxruntime.__version__} has no CUDA provider",
+            hint=ONLY_GPU_ORT,
         )
     if hasattr(onnxruntime, "preload_dlls"):  # since 1.21; finds the CUDA wheels that pip installed
         with redirect_stdout(sys.stderr):  # it prints what it does not find

@@ -25,6 +25,7 @@ import torch
 
 from ticket_export.errors import MeasureError, MissingDependency
 from ticket_export.runtime.failures import error_from_failure
+from ticket_export.runtime.offers import CUDA_TORCH
 from ticket_export.runtime.runner import Array, TensorSpec, require_inputs, require_scope, require_threads
 
 PRECISION_FROM_DTYPE = {
@@ -267,7 +268,7 @@ def _require_device(name: str, device: torch.device) -> None:
     if not torch.cuda.is_available():
         raise MissingDependency(
             f"runtime {name!r}: torch {torch.__version__} sees no CUDA device",
-            hint="pip install torch --index-url https://download.pytorch.org/whl/cu126, and check nvidia-smi",
+            hint=f"look at nvidia-smi; if it shows one: {CUDA_TORCH}",
         )
 
 
