@@ -248,6 +248,14 @@ def test_the_load_says_how_many_threads_can_be_timed(
     assert checks(tell("doctor")[1])["cpu load"] == verdict
 
 
+def test_a_containers_limit_is_told(tell: Callable[..., Told], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ticket_export.store.process.quota_cores", lambda: 1.5)
+    assert checks(tell("doctor")[1])["cpu limit"] == (
+        "LOOK this container is held to 1.5 of 4 cores by stopping it now and then: give it whole cores "
+        "instead (docker run --cpuset-cpus)"
+    )
+
+
 @pytest.mark.parametrize(
     ("switches", "about", "verdict"),
     [

@@ -55,6 +55,7 @@ def _quiet_machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     if "real_machine" in request.fixturenames:
         return
     monkeypatch.setattr("ticket_export.measure.load.LoadMeter._read", lambda _meter: (0.0, 0.0, 0.0))
+    monkeypatch.setattr("ticket_export.measure.load.quota_stopped_s", lambda: 0.0)
     idle = "ticket_export.measure.pinning._busy_by_core"
     monkeypatch.setattr(idle, lambda cores: dict.fromkeys(cores, 0.0))
 

@@ -87,11 +87,18 @@ def test_time_taken_by_the_hypervisor_is_named() -> None:
     )
 
 
+def test_time_kept_back_by_a_containers_limit_is_named() -> None:
+    loads = [Load(other_cores=0.0, steal_cores=0.0, quota_cores=0.4)] * 10
+    assert reasons(steady_s(), loads=loads) == (
+        "the container's CPU limit kept 0.40 cores from this process during the rounds (limit 0.05)",
+    )
+
+
 def test_all_reasons_are_told_at_once() -> None:
     samples_s = steady_s() * np.linspace(1.0, 2.0, 10)[:, None]
     samples_s[:, ::5] *= 4.0
-    loads = [Load(other_cores=2.0, steal_cores=0.5)] * 10
-    assert len(reasons(samples_s, loads=loads, warmup_drift_fraction=float("inf"))) == 6
+    loads = [Load(other_cores=2.0, steal_cores=0.5, quota_cores=0.5)] * 10
+    assert len(reasons(samples_s, loads=loads, warmup_drift_fraction=float("inf"))) == 7
 
 
 def test_a_system_that_does_not_tell_the_load_is_a_reason() -> None:

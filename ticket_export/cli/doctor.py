@@ -39,6 +39,7 @@ def _tell(machine: dict[str, Any], packages: list[tuple[str, str, str]]) -> None
     from ticket_export.report.words import machine_pairs
     from ticket_export.runtime import offers
     from ticket_export.runtime.registry import RUNTIMES
+    from ticket_export.store.process import quota_cores
 
     told_below = ("packages", "gpus", "governor", "smt", "turbo", "memory_bytes")
     facts = machine_pairs({key: value for key, value in machine.items() if key not in told_below})
@@ -55,6 +56,7 @@ def _tell(machine: dict[str, Any], packages: list[tuple[str, str, str]]) -> None
     time.sleep(LOAD_S)
     findings = [
         checkup.load_finding(meter.stop().other_cores, num_cores()),
+        *checkup.quota_findings(quota_cores(), num_cores()),
         *checkup.switch_findings(machine),
         *checkup.gpu_findings(gpus, unknown),
         *checkup.build_findings(

@@ -51,6 +51,7 @@ def stability_reasons(
         _tail(samples_s),
         _neighbour(loads, threads=threads, num_cores=num_cores),
         _steal(loads),
+        _quota(loads),
         _low_clock(gpu),
         _throttled(gpu),
         _gpu_neighbour(gpu),
@@ -118,6 +119,16 @@ def _steal(loads: Sequence[Load]) -> str | None:
         return None
     return (
         f"the hypervisor took {steal_cores:.2f} cores for other guests during the rounds "
+        f"(limit {STEAL_LIMIT_CORES:.2f})"
+    )
+
+
+def _quota(loads: Sequence[Load]) -> str | None:
+    quota_cores = float(np.mean([load.quota_cores for load in loads]))
+    if quota_cores <= STEAL_LIMIT_CORES:
+        return None
+    return (
+        f"the container's CPU limit kept {quota_cores:.2f} cores from this process during the rounds "
         f"(limit {STEAL_LIMIT_CORES:.2f})"
     )
 

@@ -89,6 +89,15 @@ def load_finding(other_cores: float | None, num_cores: int) -> Finding:
     return Finding(about="cpu load", good=False, text=f"busy: {told}", mend="measure when it is quieter")
 
 
+def quota_findings(cores: float | None, num_cores: int) -> list[Finding]:
+    """Say that a container stops its processes to keep them to `cores`; nothing where it does not."""
+    if cores is None or cores >= num_cores:
+        return []
+    text = f"this container is held to {cores:g} of {num_cores} cores by stopping it now and then"
+    mend = "give it whole cores instead (docker run --cpuset-cpus)"
+    return [Finding(about="cpu limit", good=False, text=text, mend=mend)]
+
+
 def switch_findings(machine: Mapping[str, Any]) -> list[Finding]:  # Any: JSON values
     """Say what the switches of the processor mean for a measurement, and how many threads it bears."""
     governor, smt, turbo = machine["governor"], machine["smt"], machine["turbo"]

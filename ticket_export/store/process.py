@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 _PROC = Path("/proc")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def start_ticks(pid: int) -> int | None:
@@ -59,3 +61,37 @@ def _cpu_times_s() -> dict[str, tuple[float, float]]:
         busy = sum(ticks[name] for name in ("user", "nice", "system", "irq", "softirq"))
         times_s[name] = (busy * tick_s, ticks.get("steal", 0) * tick_s)
     return times_s
+
+
+def quota_cores() -> float | None:
+    """Return how many cores a container lets this process use at a time; None without such a limit."""
+    quota, _, period = _cgroup_text("cpu.max").partition(" ")
+    if not quota:  # cgroup version 1
+        quota = _cgroup_text("cpu/cpu.cfs_quota_us")
+        period = _cgroup_text("cpu/cpu.cfs_period_us")
+    if not (quota.isdecimal() and period.isdecimal()):  # "max", "-1", or no such file
+        return None
+    return int(quota) / int(period)
+
+
+def quota_stopped_s() -> float:
+    """Return the seconds, summed over the cores, for which that limit stopped this process's group so far."""
+    counts = dict(
+        line.split(maxsplit=1)
+        for name in ("cpu/cpu.stat", "cpu.stat")
+        for line in _cgroup_text(name).splitlines()
+    )
+    if "throttled_usec" in counts:
+        return int(counts["throttled_usec"]) / 1e6
+    return int(counts.get("throttled_time", 0)) / 1e9
+
+
+def _cgroup_text(name: str) -> str:
+    """Return a file of this process's control group, or of the container's root; "" without one."""
+    own = ""
+    with suppress(OSError):
+        own = (_PROC / "self" / "cgroup").read_text(encoding="ascii").rpartition("::/")[2].strip()
+    for folder in (_CGROUP / own, _CGROUP):
+        with suppress(OSError):
+            return (folder / name).read_text(encoding="ascii").strip()
+    return ""
