@@ -14,7 +14,7 @@ from ticket_export.measure.losses import losses, width_grid
 from ticket_export.measure.measurement import Measurement
 from ticket_export.measure.onnx_costs import costs_from_onnx
 from ticket_export.measure.speedup import speedup
-from ticket_export.runtime.layers import NetworkCosts, profile_layers
+from ticket_export.runtime.layers import NetworkCosts, profile_layers, require_profiler
 from ticket_export.runtime.registry import open_runner
 from ticket_export.runtime.runner import Array
 
@@ -83,6 +83,7 @@ def _timed_networks(
     example_inputs: Sequence[Array] | None,
 ) -> dict[str, TimedNetwork]:
     first = next(iter(measurements.values()))
+    require_profiler(first.runtime)
     device = None if first.device == "cpu" else first.device
     with open_runner(
         next(iter(sources.values())),

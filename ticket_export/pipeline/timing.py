@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ticket_export.measure.compare import latency_row
+from ticket_export.measure.explain import explain
 from ticket_export.measure.latency import measure_interleaved
-from ticket_export.measure.measurement import save_measurements
+from ticket_export.measure.measurement import Measurement, save_measurements
 from ticket_export.measure.protocol import Protocol
 from ticket_export.pipeline.context import Context
 from ticket_export.pipeline.nodes import Node
@@ -18,7 +20,11 @@ from ticket_export.runtime.registry import MODULE_RUNTIMES, open_runner
 from ticket_export.runtime.runner import Runner
 from ticket_export.seeds import seed_from_path
 
+if TYPE_CHECKING:
+    from torch import nn
+
 SAMPLES_FILE = "samples.npz"
+CAUSES_FILE = "causes.json"
 _BASELINE = "dense"
 
 
@@ -36,7 +42,10 @@ def accuracy_step(
 
 
 def latency_step(context: Context, node: Node, folder: Path, scratch: Path, progress: Emit) -> dict[str, Any]:
-    """Time every subject in interleaved rounds, write the raw samples, compare each with its dense one."""
+    """Time every subject in interleaved rounds, write the raw samples, compare each with its dense one.
+
+    The layers are profiled afterwards, so that nothing of that is in the samples.
+    """
     measure = context.recipe.measure
     batch = node.item["batch"]
     protocol = Protocol(
@@ -63,19 +72,51 @@ def latency_step(context: Context, node: Node, folder: Path, scratch: Path, prog
         if row["speedup"] is not None:
             row["speedup"]["baseline"] = _BASELINE
         rows.append({"subject": source.subject, "replicate": source.replicate, **row})
-    return {**node.item, "scope": measure.scope, "threads": measure.threads, "rows": rows}
+    causes = _causes(context, node, measured, folder)
+    return {**node.item, "scope": measure.scope, "threads": measure.threads, "rows": rows, "causes": causes}
 
 
-def _runner(context: Context, source: Node, item: Mapping[str, Any], threads: int) -> Runner:  # Any: JSON
-    runtime = item["runtime"]
-    if runtime not in MODULE_RUNTIMES:
-        path = context.file(source, context.result(source).facts["file"])
-        return open_runner(path, runtime, threads=threads)
+def _causes(
+    context: Context, node: Node, measured: Mapping[str, Measurement], folder: Path
+) -> list[dict[str, Any]]:  # Any: JSON
+    """Profile the layers of one replicate, write all numbers, and return the sentences.
+
+    One replicate: the others have other widths but the same reasons, and each would cost as much again.
+    """
+    first = {name: source for name, source in node.parents.items() if source.replicate == 0}
+    if len(first) < 2:
+        return []
+    found = explain(
+        {name: _network(context, source, node.item) for name, source in first.items()},
+        {name: measured[name] for name in sorted(first, key=lambda name: not name.startswith(_BASELINE))},
+        example_inputs=(context.example_inputs.numpy(),),
+    )
+    causes = [
+        {"subject": first[name].subject, "replicate": 0, **cause.to_json()} for name, cause in found.items()
+    ]
+    (folder / CAUSES_FILE).write_text(json.dumps(causes, indent=1) + "\n", encoding="utf-8")
+    return [
+        cause | {"evidence": {key: value for key, value in cause["evidence"].items() if key != "layers"}}
+        for cause in causes
+    ]
+
+
+def _network(context: Context, source: Node, item: Mapping[str, Any]) -> Path | nn.Module:  # Any: JSON
+    """Return what the runtime of `item` runs: the exported file, or the module in its precision."""
+    if item["runtime"] not in MODULE_RUNTIMES:
+        return context.file(source, context.result(source).facts["file"])
     from ticket_export.pipeline.networks import network_of
 
     network = network_of(context, source).eval()
+    return network.half() if item["precision"] == "fp16" else network
+
+
+def _runner(context: Context, source: Node, item: Mapping[str, Any], threads: int) -> Runner:  # Any: JSON
+    network, runtime = _network(context, source, item), item["runtime"]
+    if runtime not in MODULE_RUNTIMES:
+        return open_runner(network, runtime, threads=threads)
     return open_runner(
-        network.half() if item["precision"] == "fp16" else network,
+        network,
         runtime,
         threads=threads,
         device=str(context.device),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
+from ticket_export.report.rows import Report
+from ticket_export.report.sections import typeset
 from ticket_export.report.table import text_table
 
 LAYER_HEADS = ("Layer", "Widths", "MACs kept", "Time kept", "GMAC/s", "Lost, ms", "Why")
@@ -87,5 +90,48 @@ def _rate(macs: int | None, seconds: float | None) -> str:
 
 def cause_line(found: CauseJson) -> str:
     """Write one subject's cause: `ticket@2, ort-cpu, fp32, batch 64: 1.43x measured ...`."""
-    place = f"{found['subject']}, {found['runtime']}, {found['precision']}, batch {found['batch']}"
-    return f"{place}: {found['sentence']}"
+    return f"{found['subject']}, {_place(found)}: {found['sentence']}"
+
+
+def shown_causes(report: Report) -> list[CauseJson]:
+    """Return the causes a summary shows: every ticket at the largest batch of its runtime and precision."""
+    largest: dict[tuple[str, str], int] = {}
+    for found in report.causes:
+        place = (found["runtime"], found["precision"])
+        largest[place] = max(largest.get(place, 0), found["batch"])
+    return [
+        found
+        for found in report.causes
+        if found["subject"].startswith("ticket@")
+        and found["batch"] == largest[found["runtime"], found["precision"]]
+    ]
+
+
+def markdown_causes(report: Report) -> str:
+    """Return the causes that are shown as a list, in markdown; empty without any."""
+    return "\n".join(f"- {cause_line(found)}" for found in shown_causes(report))
+
+
+def section(report: Report) -> str:
+    """Return the causes as a table, and those of every batch and control folded away; empty without any."""
+    shown = shown_causes(report)
+    if not shown:
+        return ""
+    body = "".join(
+        f'<tr><th scope="row">{escape(found["subject"])} <small>{escape(_place(found))}</small></th>'
+        f"<td>{typeset(found['sentence'])}</td></tr>"
+        for found in shown
+    )
+    rest = "".join(f"<li>{typeset(cause_line(found))}</li>" for found in report.causes)
+    return (
+        "<h2>Time against MACs</h2><p class='note'>From the runtime's own profile of every layer, "
+        "in runs apart from the timing; replicate 0. The layers are in causes.json beside the timings.</p>"
+        '<table class="plain"><thead><tr><th scope="col">Subject</th><th scope="col">Why</th></tr></thead>'
+        f"<tbody>{body}</tbody></table>"
+        f"<details><summary>All {len(report.causes)}, with every batch and control</summary>"
+        f"<ul>{rest}</ul></details>"
+    )
+
+
+def _place(found: CauseJson) -> str:
+    return f"{found['runtime']}, {found['precision']}, batch {found['batch']}"

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from ticket_export.errors import StoreError
-from ticket_export.report import sections, table, words
+from ticket_export.report import causes, sections, table, words
 from ticket_export.report.rows import Report
 from ticket_export.report.style import CSS
 from ticket_export.report.verdict import settings, subject_lines, verdicts
@@ -50,6 +50,8 @@ def markdown(report: Report) -> str:
         ]
     for setting in settings(report):
         parts += [f"## {words.setting_words(setting)}", table.subject_table(subject_lines(report, setting))]
+    if report.causes:
+        parts += ["## Time against MACs", causes.markdown_causes(report)]
     parts += ["## Verdicts", table.verdict_table(verdicts(report))]
     if report.trainings:
         parts += ["## Training", table.training_table(report)]
@@ -67,6 +69,7 @@ def page(report: Report) -> str:
             sections.summary(report),
             sections.facts(report),
             sections.side_by_side(report),
+            causes.section(report),
             sections.against_the_others(report),
             sections.figures(report),
             sections.training(report),

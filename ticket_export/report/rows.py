@@ -99,6 +99,8 @@ class Report:
         trainings: one per trained network.
         exported: the file of every exported network, in the order of the rows.
         num_test_images: how many images every accuracy was computed on.
+        causes: why a subject is as fast as it is: `measure.cause.Cause` as JSON beside its subject,
+            replicate, runtime, precision and batch; in the order of the rows.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Report:
     trainings: tuple[Training, ...]
     exported: tuple[ExportedFile, ...]
     num_test_images: int
+    causes: tuple[Mapping[str, Any], ...] = ()  # Any: JSON
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `report.json`."""
@@ -178,6 +181,7 @@ def report_from_manifests(
         trainings=_trainings(manifest["facts"] for manifest in by_stage.get("train", [])),
         exported=_exported(by_stage.get("export", [])),
         num_test_images=_num_test_images(measured),
+        causes=_causes(measured),
     )
 
 
@@ -216,6 +220,16 @@ def _num_test_images(measured: Iterable[Mapping[str, Any]]) -> int:
         )
     num_images: int = counts[0]
     return num_images
+
+
+def _causes(measured: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    found = [
+        {field: latency[field] for field in ("runtime", "precision", "batch")} | cause
+        for latency in measured
+        if latency["kind"] == "latency"
+        for cause in latency.get("causes", ())
+    ]
+    return tuple(sorted(found, key=_row_order))
 
 
 def _row_order(row: Row) -> tuple[object, ...]:

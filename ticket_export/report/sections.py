@@ -26,13 +26,13 @@ _MAX_REASONS = 8  # the box warns; all of them stand beside every measurement
 
 def summary(report: Report) -> str:
     """Return the title, the summary with its first sentence large, and a box when a row is unstable."""
-    lead = re.sub(r"\(([^()]*)\)", r"<small>(\1)</small>", _typeset(words.headline(report)))
+    lead = re.sub(r"\(([^()]*)\)", r"<small>(\1)</small>", typeset(words.headline(report)))
     parts = [
         f"<h1>ticket_export report &middot; <b>{escape(report.name)}</b></h1>",
         f'<p class="lead">{lead}</p>',
     ]
     sentences = (words.control_sentence(report), words.unstructured_sentence(report))
-    parts += [f"<p>{_typeset(text)}</p>" for text in sentences if text]
+    parts += [f"<p>{typeset(text)}</p>" for text in sentences if text]
     reasons = words.unstable_reasons(report)
     if reasons:
         num_unstable = sum(not row["stable"] for row in report.rows)
@@ -148,7 +148,7 @@ def training(report: Report) -> str:
     body = "".join(
         f'<tr{_row_class(subject, report)}><th scope="row">{escape(subject)}</th>'
         + "".join(
-            f'<td data-label="{head}"><span>{_typeset(cell)}</span></td>'
+            f'<td data-label="{head}"><span>{typeset(cell)}</span></td>'
             for head, cell in zip(table.TRAINING_HEADS[1:], cells, strict=True)
         )
         + "</tr>"
@@ -192,7 +192,7 @@ def every_row(report: Report) -> str:
 
 def reading() -> str:
     """Return how to read the page."""
-    terms = "".join(f"<p><b>{escape(term)}.</b> {_typeset(text)}</p>" for term, text in words.READING)
+    terms = "".join(f"<p><b>{escape(term)}.</b> {typeset(text)}</p>" for term, text in words.READING)
     return f"<h2>How to read this</h2>{terms}"
 
 
@@ -227,7 +227,7 @@ def _subject_row(
         notes = (interval, latency) if word == "faster" else (interval, word, latency)
         cells.append((f"Batch {batch}", f"{timed.speedup.mean:.2f}x", notes))
     body = "".join(
-        f'<td data-label="{head}"><span>{_typeset(value)} {" ".join(map(_small, notes))}</span></td>'
+        f'<td data-label="{head}"><span>{typeset(value)} {" ".join(map(_small, notes))}</span></td>'
         for head, value, notes in cells
     )
     return f'<tr{_row_class(line.subject, report)}><th scope="row">{escape(line.subject)}</th>{body}</tr>'
@@ -240,8 +240,8 @@ def _verdict_row(verdict: Verdict, *, name_runtime: bool) -> str:
         interval = f"95 %: {100 * verdict.low:+.2f} to {100 * verdict.high:+.2f}"
     return (
         f'<tr><th scope="row">{escape(verdict.ticket)} <small>less {escape(other)}</small></th>'
-        f"<td>{_typeset(f'{100 * verdict.difference:+.2f}')} points "
-        f"<small>{_typeset(f'{interval}, n = {verdict.num_replicates}')}</small></td>"
+        f"<td>{typeset(f'{100 * verdict.difference:+.2f}')} points "
+        f"<small>{typeset(f'{interval}, n = {verdict.num_replicates}')}</small></td>"
         f'<td class="word {_CLASS_BY_WORD[verdict.word]}">{verdict.word}</td></tr>'
     )
 
@@ -251,7 +251,7 @@ def _row_class(subject: str, report: Report) -> str:
 
 
 def _small(text: str) -> str:
-    return f"<small>{_typeset(text)}</small>"
+    return f"<small>{typeset(text)}</small>"
 
 
 def _executions(report: Report) -> list[tuple[str, str]]:
@@ -269,12 +269,12 @@ def _figure(title: str, note: str, svg: str) -> str:
     data = base64.b64encode(svg.encode()).decode()
     alt = escape(f"{title}. {note}", quote=True)
     return (
-        f"<figure><figcaption>{escape(title)}<span>{_typeset(note)}</span></figcaption>"
+        f"<figure><figcaption>{escape(title)}<span>{typeset(note)}</span></figcaption>"
         f'<img alt="{alt}" src="data:image/svg+xml;base64,{data}"></figure>'
     )
 
 
-def _typeset(text: str) -> str:
+def typeset(text: str) -> str:
     """Escape text and give its numbers true signs: times, minus, ranges, and no break within `95 %`."""
     text = escape(text)
     text = re.sub(r"(?<=\d)x\b", "&times;", text)

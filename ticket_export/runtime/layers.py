@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -138,6 +139,21 @@ class LayerProfiler(Protocol):
     def finish(self, skipped_runs: int) -> LayerProfile:
         """Stop and return the medians over all runs but the first `skipped_runs`; not called twice."""
 
+    def close(self) -> None:
+        """Free the network and what the profiler wrote."""
+
+
+def require_profiler(runtime: str) -> None:
+    """Pass for a runtime that tells the time of its layers.
+
+    Raises:
+        MeasureError: it does not.
+    """
+    if runtime not in PROFILERS:
+        raise MeasureError(
+            f"runtime {runtime!r} tells no layer times", hint=f"profile in one of {', '.join(PROFILERS)}"
+        )
+
 
 def profile_layers(
     sources: Mapping[str, Source],
@@ -162,24 +178,26 @@ def profile_layers(
         MeasureError: the runtime tells no layer times, or a source does not run.
         MissingDependency: the runtime is not installed.
     """
-    if runtime not in PROFILERS:
-        raise MeasureError(
-            f"runtime {runtime!r} tells no layer times", hint=f"profile in one of {', '.join(PROFILERS)}"
-        )
-    profilers = {
-        name: PROFILERS[runtime](source, inputs, threads, device) for name, source in sources.items()
-    }
-    slowest_s = 1e-9
-    for profiler in profilers.values():
-        profiler.run(WARMUP_RUNS - 1)
-        start = time.perf_counter()
-        profiler.run(1)
-        slowest_s = max(slowest_s, time.perf_counter() - start)
-    num_runs = int(np.clip(RUNS_BUDGET_S / slowest_s, MIN_RUNS, MAX_RUNS))
-    for turn in range(TURNS):
-        for profiler in profilers.values():
-            profiler.run(num_runs * (turn + 1) // TURNS - num_runs * turn // TURNS)
-    return {name: profiler.finish(WARMUP_RUNS) for name, profiler in profilers.items()}
+    require_profiler(runtime)
+    with ExitStack() as stack:
+        profilers: dict[str, LayerProfiler] = {}
+        for name, source in sources.items():
+            profilers[name] = PROFILERS[runtime](source, inputs, threads, device)
+            stack.callback(profilers[name].close)
+        slowest_s = max(_warm(profiler) for profiler in profilers.values())
+        num_runs = int(np.clip(RUNS_BUDGET_S / max(slowest_s, 1e-9), MIN_RUNS, MAX_RUNS))
+        for turn in range(TURNS):
+            for profiler in profilers.values():
+                profiler.run(num_runs * (turn + 1) // TURNS - num_runs * turn // TURNS)
+        return {name: profiler.finish(WARMUP_RUNS) for name, profiler in profilers.items()}
+
+
+def _warm(profiler: LayerProfiler) -> float:
+    """Run WARMUP_RUNS times and return the seconds of the last."""
+    profiler.run(WARMUP_RUNS - 1)
+    start = time.perf_counter()
+    profiler.run(1)
+    return time.perf_counter() - start
 
 
 Profiler: TypeAlias = "Callable[[Source, Sequence[Array], int, str | None], LayerProfiler]"

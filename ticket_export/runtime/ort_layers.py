@@ -59,13 +59,14 @@ class SessionProfiler:
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(self._folder.name) / "profile")
         try:
-            self._session = onnxruntime.InferenceSession(
+            self._session: Any = onnxruntime.InferenceSession(
                 str(path),
                 options,
                 providers=[(provider, dict(provider_options or {}))],
                 enable_fallback=0,  # else a provider that cannot start is replaced by the CPU's
             )
         except Exception as error:  # ONNX Runtime's errors share no base class but Exception
+            self._folder.cleanup()
             raise error_from_failure(f"{path}: ONNX Runtime", error, {}) from error
         names = [node.name for node in self._session.get_inputs()]
         self._feed = dict(zip(names, inputs, strict=True))
@@ -88,8 +89,7 @@ class SessionProfiler:
         Raises:
             MeasureError: the profile holds no kernel times.
         """
-        with self._folder:
-            events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
         on_device = self._provider != "CPUExecutionProvider"
         profile = profile_from_events(events, on_device=on_device, skipped_runs=skipped_runs)
         if not profile.layers:
@@ -99,6 +99,11 @@ class SessionProfiler:
                 "and torch tell layer times too",
             )
         return profile
+
+    def close(self) -> None:
+        """Free the session, which may still write its profile, and then the folder of the profile."""
+        self._session = None
+        self._folder.cleanup()
 
 
 def profile_from_events(events: Sequence[Event], *, on_device: bool, skipped_runs: int) -> LayerProfile:

@@ -99,6 +99,10 @@ class ModuleProfiler:
             num_runs=len(runs),
         )
 
+    def close(self) -> None:
+        """Free the copy of the module."""
+        del self._module
+
 
 def costs_of_module(module: nn.Module, inputs: Sequence[Array]) -> NetworkCosts:
     """Return MACs, bytes and widths of every convolution and linear layer, by one run on the CPU.
