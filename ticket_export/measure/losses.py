@@ -27,10 +27,23 @@ KINDS = (
     "launch",  # time between the kernels
     "noise",  # layers equal in both networks that took unequal time
 )
-# A kernel is counted as bound by memory when the best rates seen anywhere in the two profiles say that moving
-# its bytes takes longer than multiplying; the machine's data sheet is not consulted.
 FIXED_FRACTION = 0.95  # a layer that keeps at least this share of its MACs counts as not shrunk
+NEAR_BEST = 0.5  # a kernel that moves its bytes at less than half the best rate waits for something else
 SHARE_OF_TIME_FOR_RATES = 0.01  # rates of layers below this share of the time are mostly the clock's ticks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestRates:
+    """The best rates of any layer in two profiles: what this machine has shown, not its data sheet."""
+
+    macs_per_s: float
+    bytes_per_s: float
+
+    def says_memory_sets_the_pace(self, layer: TimedLayer) -> bool:
+        """Return whether at these rates its bytes take longer than its MACs, and half its time or more."""
+        bytes_s = layer.cost.num_bytes / self.bytes_per_s if self.bytes_per_s else 0.0
+        macs_s = layer.cost.macs / self.macs_per_s if self.macs_per_s else 0.0
+        return bytes_s > macs_s and bytes_s >= NEAR_BEST * layer.seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +73,7 @@ class Losses:
         layers: one per layer of either network, slowest per MAC against dense first.
         seconds_by_kind: see KINDS; with `mac_fraction` x dense seconds they add up to the ticket's seconds. A
             negative one is a gain.
-        intensity_limit: MACs per byte below which a kernel counts as bound by memory.
+        best: the best rates seen in the two profiles, which decide what is bound by memory.
     """
 
     dense: TimedNetwork
@@ -68,7 +81,7 @@ class Losses:
     mac_fraction: float
     layers: tuple[LayerLoss, ...]
     seconds_by_kind: dict[str, float]
-    intensity_limit: float
+    best: BestRates
 
     @property
     def shares(self) -> dict[str, float]:
@@ -103,8 +116,8 @@ def losses(dense: TimedNetwork, ticket: TimedNetwork, *, grid: int) -> Losses:
         grid: multiple that the runtime's kernels want channels to be; see `width_grid`.
     """
     mac_fraction = ticket.macs / dense.macs if dense.macs else 1.0
-    limit = _intensity_limit((*dense.layers, *ticket.layers), max(dense.whole_s, ticket.whole_s))
-    found = [_layer_loss(pair, mac_fraction, grid, limit) for pair in pairs_of(dense, ticket)]
+    best = _best_rates((*dense.layers, *ticket.layers), max(dense.whole_s, ticket.whole_s))
+    found = [_layer_loss(pair, mac_fraction, grid, best) for pair in pairs_of(dense, ticket)]
     seconds = dict.fromkeys(KINDS, 0.0)
     for loss in found:
         seconds["floor"] += loss.floor_s
@@ -122,7 +135,7 @@ def losses(dense: TimedNetwork, ticket: TimedNetwork, *, grid: int) -> Losses:
         mac_fraction=mac_fraction,
         layers=tuple(sorted(found, key=lambda loss: -loss.rate_s)),
         seconds_by_kind=seconds,
-        intensity_limit=limit,
+        best=best,
     )
 
 
@@ -159,7 +172,7 @@ def rate(layers: Sequence[TimedLayer]) -> float:
     return sum(layer.cost.macs for layer in layers) / seconds if seconds else 0.0
 
 
-def _layer_loss(pair: LayerPair, mac_fraction: float, grid: int, limit: float) -> LayerLoss:
+def _layer_loss(pair: LayerPair, mac_fraction: float, grid: int, best: BestRates) -> LayerLoss:
     if pair.dense is None or pair.ticket is None:
         there_s = 0.0 if pair.ticket is None else pair.ticket.seconds
         dense_s = 0.0 if pair.dense is None else pair.dense.seconds
@@ -172,19 +185,17 @@ def _layer_loss(pair: LayerPair, mac_fraction: float, grid: int, limit: float) -
     elif off_grid(pair, grid):
         kind = "widths"
     else:
-        bound = pair.ticket.cost.macs / pair.ticket.cost.num_bytes < limit
-        kind = "memory" if bound else "kernels"
+        kind = "memory" if best.says_memory_sets_the_pace(pair.ticket) else "kernels"
     return LayerLoss(pair=pair, rate_s=rate_s, floor_s=floor_s, kind=kind)
 
 
-def _intensity_limit(layers: Sequence[TimedLayer], whole_s: float) -> float:
-    """Return best MACs/s over best bytes/s, over the layers long enough to trust."""
+def _best_rates(layers: Sequence[TimedLayer], whole_s: float) -> BestRates:
+    """Return the best rates over the layers long enough to trust."""
     long = [layer for layer in layers if layer.seconds >= SHARE_OF_TIME_FOR_RATES * whole_s]
-    if not long:
-        return 0.0
-    macs_per_s = max(layer.cost.macs / layer.seconds for layer in long)
-    bytes_per_s = max(layer.cost.num_bytes / layer.seconds for layer in long)
-    return macs_per_s / bytes_per_s
+    return BestRates(
+        macs_per_s=max((layer.cost.macs / layer.seconds for layer in long), default=0.0),
+        bytes_per_s=max((layer.cost.num_bytes / layer.seconds for layer in long), default=0.0),
+    )
 
 
 def _sum_s(layers: Iterable[LayerTime]) -> float:
