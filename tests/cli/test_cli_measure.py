@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from ticket_export.errors import DeviceError
+from ticket_export.measure.compare import compare
+from ticket_export.measure.measurement import load_measurements
 from ticket_export.report.rows import ROW_FIELDS
 
 Told = tuple[int, str, str]
@@ -102,3 +105,91 @@ def test_measure_refuses_wrong_input_with_its_value(
     assert (code, out) == (2, "")
     assert value in err
     assert "Traceback" not in err
+
+
+def test_why_prints_a_sentence_and_the_layers_behind_the_table(
+    tell: Callable[..., Told], models: tuple[Path, Path]
+) -> None:
+    code, out, err = tell("measure", *models, "--rounds", "5", "--samples", "5", "--why")
+    assert code in (0, 1)
+    lines = out.splitlines()
+    assert lines[4] == ""  # head, rule, two models
+    assert lines[5].startswith("ticket, ort-cpu, fp32, batch 1: ")
+    assert "profiling the layers, apart from the timing" in err
+
+
+def test_why_adds_causes_to_the_document_and_nothing_else(
+    tell: Callable[..., Told], models: tuple[Path, Path]
+) -> None:
+    _, out, _ = tell("measure", *models, "--rounds", "5", "--samples", "5", "--why", "--json")
+    document = json.loads(out)
+    assert list(document) == ["schema", "machine", "rows", "causes"]
+    assert {tuple(sorted(row)) for row in document["rows"]} == {tuple(sorted(ROW_FIELDS))}
+    (cause,) = document["causes"]
+    assert (cause["subject"], cause["runtime"], cause["batch"]) == ("ticket", "ort-cpu", 1)
+    assert set(cause) >= {"kind", "sentence", "evidence"}
+
+
+def test_raw_keeps_every_timing_in_one_file_per_cell(
+    tell: Callable[..., Told], models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    words = ("measure", *models, "--rounds", "5", "--samples", "6")
+    tell(*words, "--raw", tmp_path / "one.npz")
+    (shape,) = {m.samples_s.shape for m in load_measurements(tmp_path / "one.npz").values()}
+    assert shape == (5, 6)
+    tell(*words, "--batch", "1,3", "--raw", tmp_path / "two.npz")
+    for batch in (1, 3):
+        stored = load_measurements(tmp_path / f"two_ort-cpu_{batch}.npz")
+        assert [(name, m.batch) for name, m in stored.items()] == [("dense", batch), ("ticket", batch)]
+    assert not (tmp_path / "two.npz").exists()
+
+
+@pytest.mark.parametrize(("file", "words"), [("t.json", "not named .npz"), ("no/t.npz", "no is no folder")])
+def test_raw_is_refused_before_anything_is_timed(
+    file: str, words: str, tell: Callable[..., Told], models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    code, out, err = tell("measure", *models, "--raw", tmp_path / file)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert "timing" not in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(DeviceError("out of memory at batch 8"), DeviceError.exit_code), (KeyboardInterrupt(), 130)],
+)
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_a_cell_that_fails_leaves_the_finished_ones_printed(
+    error: BaseException,
+    code: int,
+    form: str,
+    tell: Callable[..., Told],
+    models: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = compare
+
+    def failing(*arguments: Any, batch: int, **options: Any) -> Any:
+        if batch == 8:
+            raise error
+        return real(*arguments, batch=batch, **options)
+
+    monkeypatch.setattr("ticket_export.measure.compare.compare", failing)
+    words = ("--rounds", "5", "--samples", "5", "--batch", "1,8,16", *(["--json"] if form == "json" else []))
+    told, out, err = tell("measure", *models, *words)
+    assert told == code
+    assert "batch 16" not in err
+    if form == "json":
+        assert [row["batch"] for row in json.loads(out)["rows"]] == [1, 1]
+    else:
+        assert [line.split()[0] for line in out.splitlines()[2:]] == ["dense", "ticket"]
+
+
+def test_the_runtimes_of_modules_are_refused_before_anything_is_timed(
+    tell: Callable[..., Told], models: tuple[Path, Path]
+) -> None:
+    code, out, err = tell("measure", *models, "--runtime", "ort-cpu,torch-compile")
+    assert (code, out) == (2, "")
+    assert "'torch-compile' runs modules, and a file is none" in err
+    assert "measure.runtimes" in err
+    assert "timing" not in err

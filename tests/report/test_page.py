@@ -252,3 +252,43 @@ def test_the_terminal_table_of_measure_marks_the_baseline_and_the_unstable(repor
 )
 def test_a_value_is_shown_plainly(value: object, text: str) -> None:
     assert plain_value(value) == text
+
+
+def _explained(manifests: list[Manifest]) -> list[Manifest]:
+    for manifest in manifests:
+        if "rows" in manifest["facts"]:
+            batch = manifest["facts"]["batch"]
+            manifest["facts"]["causes"] = [
+                {
+                    "subject": subject,
+                    "replicate": 0,
+                    "kind": "widths",
+                    "sentence": f"1.31x <measured> at {batch}.",
+                    "evidence": {},
+                }
+                for subject in ("ticket@2", "uniform@2")
+            ]
+    return manifests
+
+
+def test_causes_stand_beside_the_speeds_and_those_of_other_batches_and_controls_are_folded(
+    manifests_of: Callable[..., list[Manifest]], machine: Manifest
+) -> None:
+    report = report_from_manifests("digits", machine, _explained(manifests_of()))
+    html = page(report)
+    _outline(html)
+    part = html[html.index("Time against MACs") : html.index("Is the ticket worth finding?")]
+    table, folded = part.split("<details>")
+    assert "ort-cpu, fp32, batch 64" in table
+    assert "1.31&times; &lt;measured&gt; at 64." in table
+    assert "batch 8" not in table
+    assert "uniform@2" not in table
+    assert folded.count("<li>") == 6
+    text = markdown(report)
+    assert "- ticket@2, ort-cpu, fp32, batch 64: 1.31x <measured> at 64." in text
+    assert "causes" not in report.to_json()
+
+
+def test_a_report_without_causes_has_no_such_section(report: Report, html: str) -> None:
+    assert report.causes == ()
+    assert "Time against MACs" not in html + markdown(report)

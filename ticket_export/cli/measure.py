@@ -132,7 +132,7 @@ def _raw_files(raw: Path | None, places: Sequence[tuple[str, int]]) -> dict[tupl
     if raw is None:
         return {}
     if raw.suffix != ".npz":
-        raise MeasureError(f"--raw: {raw} is not named .npz", hint="for example --raw timings.npz")
+        raise MeasureError(f"--raw: {raw} is not named .npz", hint="for example --raw samples.npz")
     if not raw.parent.is_dir():
         raise MeasureError(f"--raw: {raw.parent} is no folder", hint=f"mkdir -p {raw.parent}")
     if len(places) == 1:
