@@ -83,6 +83,15 @@ def test_a_layer_no_kernel_names_is_missing_by_name_and_a_strange_kernel_is_kept
     assert found.whole_s == 3.0
 
 
+def test_kernels_without_names_are_placed_by_order_when_none_is_left_over() -> None:
+    fused = [("node_b", "Conv", 2.0), ("FusedConv_9", "FusedConv", 1.0), ("Relu_3", "Relu", 0.5)]
+    found = timed_network(profile(*fused), costs("a", "b"))
+    assert [(layer.cost.name, layer.seconds) for layer in found.layers] == [("a", 1.0), ("b", 2.0)]
+    assert [layer.name for layer in found.others] == ["Relu_3"]
+    found = timed_network(profile(*fused), costs("a", "b", "c"))
+    assert found.missing == ("a", "c")
+
+
 def test_time_between_kernels_comes_from_the_latency_where_the_profile_does_not_tell() -> None:
     assert timed_network(profile(("node_a", "Conv", 1.0)), costs("a"), latency_s=1.5).between_s == 0.5
     assert timed_network(profile(("node_a", "Conv", 1.0)), costs("a"), latency_s=0.9).between_s == 0.0

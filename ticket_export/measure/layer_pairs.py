@@ -90,6 +90,7 @@ def timed_network(profile: LayerProfile, costs: NetworkCosts, latency_s: float |
             in_file = layer.name in costs.fused_by_node
             reformat = not in_file and _REFORMATS.search(f"{layer.op or layer.name}") is not None
             (reformats if reformat else others).append(layer)
+    others = _placed_by_order(others, cost_by_name, seconds)
     between_s = profile.between_s
     if between_s is None:
         between_s = max(0.0, latency_s - profile.layers_s) if latency_s is not None else 0.0
@@ -105,6 +106,22 @@ def timed_network(profile: LayerProfile, costs: NetworkCosts, latency_s: float |
         between_s=between_s,
         macs=costs.macs,
     )
+
+
+def _placed_by_order(
+    others: list[LayerTime], cost_by_name: Mapping[str, LayerCost], seconds: dict[str, float]
+) -> list[LayerTime]:
+    """Give nameless kernels to the layers still without one when there are as many; return the rest.
+
+    A runtime that fuses nodes without names has none to give. As many kernels that multiply as layers left
+    over, both in the order they run, are taken for each other.
+    """
+    left = [name for name in cost_by_name if name not in seconds]
+    kernels = [layer for layer in others if _MULTIPLIES.search(layer.op)]
+    if len(left) != len(kernels):
+        return others
+    seconds |= {name: kernel.seconds for name, kernel in zip(left, kernels, strict=True)}
+    return [layer for layer in others if layer not in kernels]
 
 
 def _owners(layer: LayerTime, costs: NetworkCosts) -> list[str]:

@@ -81,18 +81,22 @@ def _costs(graph: onnx.GraphProto, sources: set[str]) -> NetworkCosts:
     layer_by_node: dict[str, str] = {}
     fused_by_node: dict[str, str] = {}
     taken: dict[str, int] = {}
+    index = -1
     for node in graph.node:
+        # ONNX Runtime calls a node without a name by its operator and place; constants have no place there
+        index += node.op_type != "Constant"
+        names = (node.name or f"{node.op_type}_{index}", *node.output)
         if node.op_type not in MULTIPLYING_OPS:
             found = (layer_by_node.get(read, fused_by_node.get(read)) for read in node.input)
             owner = next((name for name in found if name is not None), None)
             if owner is not None:
-                fused_by_node |= dict.fromkeys((node.name, *node.output), owner)
+                fused_by_node |= dict.fromkeys(names, owner)
             continue
         name = _layer_name(node, producer, sources)
         taken[name] = taken.get(name, 0) + 1
         if taken[name] > 1:  # one weight, used twice
             name = f"{name}#{taken[name]}"
-        layer_by_node |= dict.fromkeys((node.name, *node.output), name)
+        layer_by_node |= dict.fromkeys(names, name)
         cost = _cost(name, node, shapes, item_bytes)
         if cost is None:
             uncounted.append(name)
