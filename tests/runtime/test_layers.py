@@ -116,3 +116,40 @@ def test_a_profile_survives_json() -> None:
     for between_s in (None, 3e-6):
         profile = LayerProfile(layers=layers, between_s=between_s, num_runs=8)
         assert LayerProfile.from_json(profile.to_json()) == profile
+
+
+class ProfilingRunner:
+    """An engine's runner whose n-th profile says n milliseconds."""
+
+    input_specs = {"input": None}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.profiles, self.closed = 0, False
+
+    def layer_times(self, inputs: dict[str, np.ndarray], *, num_inferences: int) -> list[LayerTime]:
+        assert list(inputs) == ["input"]
+        self.profiles += 1
+        return [LayerTime(name="node_a", op="Convolution", seconds=self.profiles / 1000)]
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+
+def test_an_engine_is_profiled_by_its_runner_and_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = ProfilingRunner()
+    wanted: list[object] = []
+
+    def opened(path: Path, **options: object) -> ProfilingRunner:
+        wanted.append((path, options["batches"], options["device"]))
+        return runner
+
+    monkeypatch.setattr("ticket_export.runtime.trt.open_tensorrt", opened)
+    x = np.ones((4, 1, 2, 2), np.float32)
+    profile = profile_layers({"a": Path("a.engine")}, "tensorrt", [x], device="cuda:1")["a"]
+    assert wanted == [(Path("a.engine"), (4,), "cuda:1")]
+    # two profiles of warm-up, then four turns: 3, 4, 5 and 6 ms
+    assert [(layer.name, layer.op, layer.seconds) for layer in profile.layers] == [
+        ("node_a", "Convolution", pytest.approx(0.0045))
+    ]
+    assert profile.between_s is None
+    assert runner.closed

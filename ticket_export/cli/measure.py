@@ -44,7 +44,8 @@ def measure(
     from ticket_export.measure.compare import compare
 
     path_by_name = _named_models(models)
-    places = [(name, size) for name in _runtimes(runtime) for size in _batches(batch)]
+    sizes = _batches(batch)
+    places = [(name, size) for name in _runtimes(runtime) for size in sizes]
     files = _raw_files(raw, places)
     timed = partial(
         compare,
