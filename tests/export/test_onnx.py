@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ticket_export.errors import ExportError, ParityError, StoreError
 from ticket_export.export import onnx as export_onnx
+from ticket_export.export import publish
 from ticket_export.export.onnx import onnx_from_module
 from ticket_export.measure.compare import compare
 from ticket_export.runtime.registry import open_runner
@@ -130,8 +131,8 @@ def test_several_inputs_and_outputs_are_numbered_and_integers_stay_valid(tmp_pat
 
 
 def test_unknown_precision_and_other_dtypes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="precision 'fp16' is not one of fp32"):
-        onnx_from_module(Small(), tmp_path / "s.onnx", IMAGES, precision="fp16")
+    with pytest.raises(ExportError, match="precision 'bf16' is not one of fp32, fp16, int8"):
+        onnx_from_module(Small(), tmp_path / "s.onnx", IMAGES, precision="bf16")
     with pytest.raises(ExportError, match=r"parameter 'conv\.weight' is torch\.float64"):
         onnx_from_module(Small().double(), tmp_path / "s.onnx", IMAGES.double())
     assert list(tmp_path.iterdir()) == []
@@ -231,7 +232,7 @@ def test_a_file_that_fails_the_checker_is_not_published(
 def test_weights_beyond_one_file_are_refused_with_their_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_onnx, "MAX_BYTES", 100)
+    monkeypatch.setattr(publish, "MAX_BYTES", 100)
     with pytest.raises(ExportError, match=r"\d{3,} bytes do not fit one ONNX file \(limit 100\)"):
         onnx_from_module(Small(), tmp_path / "s.onnx", IMAGES)
 

@@ -61,7 +61,7 @@ def test_one_differing_image_is_enough(tmp_path: Path) -> None:
 
 def test_a_batch_that_tracing_has_fixed_is_found(tmp_path: Path) -> None:
     fixed = write(tmp_path / "fixed.onnx", flattened_rows=6)
-    with pytest.raises(MeasureError, match=r"fixed\.onnx: ONNX Runtime failed"):
+    with pytest.raises(MeasureError, match=r"fixed\.onnx: ONNX Runtime: failed"):
         check_parity(fixed, {"input": X}, {"logits": X @ WEIGHT_FO})
 
 

@@ -115,7 +115,7 @@ def test_a_repeated_key_and_a_wrong_value_are_told_together() -> None:
         ("model.args=[]", "model.args: should be a section, got the list []"),
         ("export.targets=[]", "export.targets: should hold at least one value, got an empty list"),
         ("export.precisions=fp32", "export.precisions: should be a list, got the text 'fp32'"),
-        ("export.precisions=[fp16]", "export.precisions[0]: 'fp16' is not one of fp32"),
+        ("export.precisions=[fp8]", "export.precisions[0]: 'fp8' is not one of fp32, fp16, int8"),
         ("measure.batches=[1, 1]", "measure.batches: 1 is given twice"),
         ("measure.batches=[0]", "measure.batches[0]: should be at least 1, got 0"),
         ("measure.runtimes=[tensort]", "measure.runtimes[0]: 'tensort' is not one of ort-cpu, ort-cuda, "),

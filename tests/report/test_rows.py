@@ -20,7 +20,7 @@ def test_report_json_has_one_row_per_subject_replicate_and_batch_with_the_contra
     manifests: list[Manifest], machine: Manifest
 ) -> None:
     document = report_from_manifests("digits", machine, manifests).to_json()
-    assert list(document) == ["schema", "name", "machine", "rows"]
+    assert list(document) == ["schema", "name", "machine", "rows", "files"]
     assert (document["schema"], document["name"], document["machine"]) == (1, "digits", machine)
     assert len(document["rows"]) == 7 * 3 * 3
     assert all(tuple(row) == ROW_FIELDS for row in document["rows"])

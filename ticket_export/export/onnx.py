@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,15 +13,30 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ticket_export.errors import ExportError, ParityError, StoreError
-from ticket_export.export.parity import check_parity
+from ticket_export.errors import ExportError
+from ticket_export.export.parity import FP16_TOLERANCE, FP32_TOLERANCE, check_parity
+from ticket_export.export.precision import fp16_from_onnx
+from ticket_export.export.publish import (
+    PRECISION,
+    partial_of,
+    publish_model,
+    require_valid,
+    set_metadata,
+    write_model,
+)
+from ticket_export.export.quantize import (
+    MIN_CALIBRATION_IMAGES,
+    MIN_TOP1_AGREEMENT,
+    int8_from_onnx,
+    require_images,
+)
+from ticket_export.runtime.runner import Array
 from ticket_export.runtime.torch_eager import input_names, output_names
 
 if TYPE_CHECKING:
     import onnx
 
-PRECISIONS = ("fp32",)
-MAX_BYTES = 2**31 - 1  # a protobuf message cannot be larger, and weights beside the file are not one file
+PRECISIONS = ("fp32", "fp16", "int8")
 PARITY_BATCH = 8
 # the exporter's records per node that hold paths and source lines of this machine: not for a published file
 PRIVATE_RECORDS = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node")
@@ -34,64 +48,122 @@ def onnx_from_module(
     example_inputs: Tensor | Sequence[Tensor],
     *,
     precision: str = "fp32",
+    calibration: Mapping[str, Array] | Tensor | None = None,
+    fp16_tolerance: float = FP16_TOLERANCE,
+    min_top1_agreement: float = MIN_TOP1_AGREEMENT,
+    activations: str = "uint8",
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Write `model` in eval mode as one ONNX file that computes the same, and return its path.
 
     The file has a dynamic batch and nothing else dynamic, passes `onnx.checker` with shape inference, and
-    agrees with the module at batches 1, 3 and 8 within 1e-4; it appears only when all of that holds. The
-    module is not changed. The measured error is in the metadata as `ticket_export.parity_rel_error`.
+    agrees with the module: within 1e-4 in fp32, within `fp16_tolerance` in fp16, in INT8 by the class it
+    names. It appears only when all of that holds, and takes and gives fp32 in every precision. The module is
+    not changed. Its metadata holds `ticket_export.parity_rel_error`, against the module, and in fp16 and INT8
+    `ticket_export.precision_rel_error`, against the fp32 file, and `ticket_export.fp32_layers`.
 
     Args:
         model: any module that `torch.export` can trace, with fp32 parameters.
         path: the file to write; an existing one is replaced.
         example_inputs: one tensor [N, ...] or a sequence of them, axis 0 the batch; N may be 1.
-        precision: "fp32".
+        precision: "fp32", "fp16" or "int8".
+        calibration: for int8, real images as the network takes them: a tensor, or arrays by input name.
+        fp16_tolerance: see `fp16_from_onnx`.
+        min_top1_agreement: see `int8_from_onnx`.
+        activations: see `int8_from_onnx`.
         metadata: texts to store in the file, e.g. the recipe and key it belongs to.
 
     Raises:
-        ExportError: unknown precision, parameters of another dtype, a network that cannot be traced with a
-            free batch, or a file that fails the checker.
+        ExportError: unknown precision, parameters of another dtype, unfit calibration images, a network that
+            cannot be traced with a free batch, or a file that fails the checker.
         ParityError: the file does not compute what the module computes.
         StoreError: the file cannot be written.
     """
     path = Path(path)
-    _require_precision(model, precision)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's own, when a traced graph is copied
-        module = copy.deepcopy(model).cpu().eval()
+    _require_precision(model, precision, has_calibration=calibration is not None)
+    module = _copied(model)
     inputs = _tracing_inputs(example_inputs)
-    check_inputs, expected = _reference(module, inputs)
-    names = (input_names(len(inputs)), output_names(len(expected)))
-    proto = _traced(module, inputs, names)
-    _require_one_file(proto, path)
-    _require_batch_alone_is_dynamic(proto, path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        _make_publishable(proto, metadata, path)
-        _write(proto, partial, path)
-        error = check_parity(
-            partial,
-            {name: tensor.numpy() for name, tensor in zip(names[0], check_inputs, strict=True)},
-            {name: tensor.numpy() for name, tensor in zip(names[1], expected, strict=True)},
-        )
-        _add_metadata(proto, {"ticket_export.parity_rel_error": f"{error:.3e}"})
-        _write(proto, partial, path)
-        partial.replace(path)
-    except ParityError as error:
-        raise ParityError(str(error.message).replace(str(partial), str(path)), hint=error.hint) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    given, answered = _reference(module, inputs)
+    proto = _publishable(module, inputs, (list(given), list(answered)), metadata, path)
+    if precision == "fp32":
+        with partial_of(path) as partial:
+            publish_model(proto, path, partial, given, answered, FP32_TOLERANCE)
+        return path
+    with partial_of(path.with_name(f"{path.name}.fp32"), named=path) as fp32:
+        require_valid(proto, path)
+        write_model(proto, fp32, path)
+        check_parity(fp32, given, answered)
+        if precision == "fp16":
+            fp16_from_onnx(fp32, path, check_inputs=given, source_outputs=answered, tolerance=fp16_tolerance)
+        else:
+            images = _calibration_arrays(calibration, list(given), fp32)
+            _write_int8(module, fp32, path, images, min_top1_agreement, activations)
     return path
 
 
-def _require_precision(model: nn.Module, precision: str) -> None:
+def _write_int8(
+    module: nn.Module,
+    fp32_path: Path,
+    path: Path,
+    images: Mapping[str, Array],
+    min_top1_agreement: float,
+    activations: str,
+) -> None:
+    first = {name: images[name][:PARITY_BATCH] for name in images}  # noise would leave the calibrated ranges
+    int8_from_onnx(
+        fp32_path,
+        path,
+        images,
+        min_top1_agreement=min_top1_agreement,
+        activations=activations,
+        check_inputs=first,
+        source_outputs=_outputs(module, first),
+    )
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, when a traced graph is copied
+        return copy.deepcopy(model).cpu().eval()
+
+
+def _publishable(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    names: tuple[list[str], list[str]],
+    metadata: Mapping[str, str] | None,
+    path: Path,
+) -> onnx.ModelProto:
+    """Return the traced fp32 model with its metadata and without what is private to this machine."""
+    proto = _traced(module, inputs, names)
+    _require_batch_alone_is_dynamic(proto, path)
+    _strip_private(proto)
+    set_metadata(proto, {PRECISION: "fp32", **(metadata or {})})
+    return proto
+
+
+def _calibration_arrays(
+    calibration: Mapping[str, Array] | Tensor | None, names: Sequence[str], fp32_path: Path
+) -> Mapping[str, Array]:
+    assert calibration is not None  # required before anything was traced
+    if isinstance(calibration, Tensor):
+        calibration = {names[0]: calibration.detach().cpu().numpy()}
+    require_images(fp32_path, "calibration", calibration, at_least=MIN_CALIBRATION_IMAGES)
+    return {name: calibration[name] for name in names}  # in the order the module takes them
+
+
+def _require_precision(model: nn.Module, precision: str, *, has_calibration: bool) -> None:
     if precision not in PRECISIONS:
         raise ExportError(f"export: precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+    if precision == "int8" and not has_calibration:
+        raise ExportError(
+            "export: precision int8 needs calibration images",
+            hint="pass calibration=x, some hundred training images as the network takes them",
+        )
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             raise ExportError(
-                f"export: precision is fp32, but parameter {name!r} is {parameter.dtype}",
+                f"export: every precision starts from fp32, but parameter {name!r} is {parameter.dtype}",
                 hint="export model.float()",
             )
 
@@ -113,21 +185,25 @@ def _rows(tensor: Tensor, num_rows: int) -> Tensor:
     return torch.cat([tensor] * repeats)[:num_rows]
 
 
-def _reference(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return inputs of PARITY_BATCH rows, noisy where floating, and the module's outputs for them."""
+def _reference(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return inputs of PARITY_BATCH rows, noisy where floating, and the module's outputs, by name."""
     generator = torch.Generator().manual_seed(0)
-    check_inputs = []
-    for tensor in inputs:
+    given = {}
+    for name, tensor in zip(input_names(len(inputs)), inputs, strict=True):
         rows = _rows(tensor, PARITY_BATCH)
         if rows.is_floating_point():  # integers stay: only the caller knows which are valid
             rows = rows + torch.randn(rows.shape, generator=generator, dtype=rows.dtype)
-        check_inputs.append(rows)
+        given[name] = rows.numpy()
+    return given, _outputs(module, given)
+
+
+def _outputs(module: nn.Module, given: Mapping[str, Array]) -> dict[str, Array]:
     with torch.no_grad():
-        outputs = module(*check_inputs)
+        outputs = module(*(torch.from_numpy(array) for array in given.values()))
     tensors = [outputs] if isinstance(outputs, Tensor) else outputs
     if not isinstance(tensors, list | tuple) or not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise ExportError(f"export: the module returns {type(outputs).__name__}, not a tensor or several")
-    return check_inputs, list(tensors)
+    return {name: tensor.numpy() for name, tensor in zip(output_names(len(tensors)), tensors, strict=True)}
 
 
 def _traced(
@@ -178,12 +254,6 @@ def _quiet_and_uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _require_one_file(proto: onnx.ModelProto, path: Path) -> None:
-    size = proto.ByteSize()
-    if size > MAX_BYTES:
-        raise ExportError(f"{path}: {size} bytes do not fit one ONNX file (limit {MAX_BYTES})")
-
-
 def _require_batch_alone_is_dynamic(proto: onnx.ModelProto, path: Path) -> None:
     for value in (*proto.graph.input, *proto.graph.output):
         dims = value.type.tensor_type.shape.dim
@@ -195,31 +265,9 @@ def _require_batch_alone_is_dynamic(proto: onnx.ModelProto, path: Path) -> None:
             )
 
 
-def _make_publishable(proto: onnx.ModelProto, metadata: Mapping[str, str] | None, path: Path) -> None:
-    """Strip what is private to this machine, add the metadata and check the model."""
-    import onnx
-
+def _strip_private(proto: onnx.ModelProto) -> None:
+    """Take away what names paths and source lines of this machine."""
     for node in proto.graph.node:
         kept = [record for record in node.metadata_props if record.key not in PRIVATE_RECORDS]
         del node.metadata_props[:]
         node.metadata_props.extend(kept)
-    _add_metadata(proto, {"ticket_export.precision": "fp32", **(metadata or {})})
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{path}: fails onnx.checker: {error}") from error
-
-
-def _write(proto: onnx.ModelProto, partial: Path, path: Path) -> None:
-    try:
-        partial.write_bytes(proto.SerializeToString())
-    except OSError as error:
-        raise StoreError(
-            f"{path}: cannot be written: {error.strerror}", hint="give a folder that exists and has space"
-        ) from error
-
-
-def _add_metadata(proto: onnx.ModelProto, texts: Mapping[str, str]) -> None:
-    for key, value in texts.items():
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = key, value

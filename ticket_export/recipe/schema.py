@@ -234,10 +234,17 @@ class ShrinkSection(Section):
 
 
 class ExportSection(Section):
-    """Which files are written for every subject."""
+    """Which files are written for every subject.
+
+    Attributes:
+        targets: kinds of files.
+        precisions: number formats; each is a file of its own, `int8` calibrated on training images.
+        int8_min_agreement: share of the calibration images that the INT8 file must class as fp32 does.
+    """
 
     targets: tuple[Literal["onnx"], ...]
-    precisions: tuple[Literal["fp32"], ...]
+    precisions: tuple[Literal["fp32", "fp16", "int8"], ...]
+    int8_min_agreement: Annotated[float, Field(ge=0.0, le=1.0)] = 0.95
 
     def _problems(self) -> Problems:
         yield from _empty_or_repeats("targets", self.targets)

@@ -55,6 +55,8 @@ def markdown(report: Report) -> str:
     parts += ["## Verdicts", table.verdict_table(verdicts(report))]
     if report.trainings:
         parts += ["## Training", table.training_table(report)]
+    if table.precision_rows(report):
+        parts += ["## Precisions", words.PRECISION_NOTE, table.precision_table(report)]
     parts += ["## Exported files", table.exported_table(report)]
     parts += ["## Machine", table.machine_table(report.machine)]
     parts += ["## How to read this", "\n".join(f"- **{term}.** {text}" for term, text in words.READING)]
@@ -72,6 +74,7 @@ def page(report: Report) -> str:
             causes.section(report),
             sections.against_the_others(report),
             sections.figures(report),
+            sections.precisions(report),
             sections.training(report),
             sections.exported(report),
             sections.every_row(report),

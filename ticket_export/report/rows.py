@@ -6,7 +6,7 @@ The rows are the contract of `report.json`; tables, figures and the page are dra
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
@@ -50,6 +50,7 @@ _TIMED_FIELDS = (
     "num_samples",
     "rounds_won_fraction",
 )
+PRECISION_ORDER = ("fp32", "fp16", "int8")
 _KIND_ORDER = ("dense", "ticket", "unstructured", "uniform", "depgraph", "random", "reinit")
 
 Row = dict[str, Any]  # Any: a row is JSON; ROW_FIELDS names what it holds
@@ -79,12 +80,29 @@ class Training:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportedFile:
-    """One exported network; `path` starts at the store, as `export/<key>/model.onnx`."""
+    """One exported network and what its precision costs.
+
+    Attributes:
+        subject: whose network it is.
+        replicate: from 0.
+        precision: fp32, fp16 or int8.
+        path: starts at the store, as `export/<key>/model.onnx`.
+        file_bytes: its size.
+        parity_rel_error: max|a-b| / max|b| of its outputs against the trained network in torch.
+        precision_rel_error: the same against its own fp32 file; None for that file itself.
+        fp32_layers: the layers that stay in fp32.
+        top1_agreement: share of the calibration images on which it names the class of fp32; int8 only.
+    """
 
     subject: str
     replicate: int
     precision: str
     path: str
+    file_bytes: int
+    parity_rel_error: float
+    precision_rel_error: float | None = None
+    fp32_layers: tuple[str, ...] = ()
+    top1_agreement: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +132,13 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `report.json`."""
-        return {"schema": 1, "name": self.name, "machine": dict(self.machine), "rows": list(self.rows)}
+        return {
+            "schema": 1,
+            "name": self.name,
+            "machine": dict(self.machine),
+            "rows": list(self.rows),
+            "files": [asdict(file) | {"fp32_layers": list(file.fp32_layers)} for file in self.exported],
+        }
 
     @property
     def summary(self) -> str:
@@ -134,6 +158,12 @@ def subject_order(subject: str) -> tuple[int, int, str]:
     kind, _, level = subject.partition("@")
     rank = _KIND_ORDER.index(kind) if kind in _KIND_ORDER else len(_KIND_ORDER)
     return rank, int(level) if level.isdecimal() else 0, kind
+
+
+def precision_order(precision: str) -> int:
+    """Return the sort key of a precision: fp32 first, the coarsest last."""
+    known = precision in PRECISION_ORDER
+    return PRECISION_ORDER.index(precision) if known else len(PRECISION_ORDER)
 
 
 def report_from_manifests(
@@ -233,7 +263,8 @@ def _causes(measured: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], .
 
 
 def _row_order(row: Row) -> tuple[object, ...]:
-    return (subject_order(row["subject"]), row["replicate"], row["runtime"], row["precision"], row["batch"])
+    precision = precision_order(row["precision"])
+    return (subject_order(row["subject"]), row["replicate"], row["runtime"], precision, row["batch"])
 
 
 def _widths(exports: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, tuple[Width, ...]]]:
@@ -253,10 +284,23 @@ def _exported(manifests: Iterable[Manifest]) -> tuple[ExportedFile, ...]:
             replicate=manifest["facts"]["replicate"],
             precision=manifest["facts"]["precision"],
             path=f"export/{manifest['key']}/{manifest['facts']['file']}",
+            file_bytes=manifest["facts"]["file_bytes"],
+            parity_rel_error=manifest["facts"]["parity_rel_error"],
+            **_precision_facts(manifest["facts"]),
         )
         for manifest in manifests
     ]
-    return tuple(sorted(files, key=lambda f: (subject_order(f.subject), f.replicate, f.precision)))
+    return tuple(
+        sorted(files, key=lambda f: (subject_order(f.subject), f.replicate, precision_order(f.precision)))
+    )
+
+
+def _precision_facts(facts: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON values
+    """Return what fp16 and int8 files have beside an fp32 one."""
+    if facts["precision"] == "fp32":
+        return {}
+    found = {"precision_rel_error": facts["precision_rel_error"], "fp32_layers": tuple(facts["fp32_layers"])}
+    return found | ({"top1_agreement": facts["top1_agreement"]} if facts["precision"] == "int8" else {})
 
 
 def _trainings(trained: Iterable[Mapping[str, Any]]) -> tuple[Training, ...]:

@@ -140,6 +140,27 @@ def figures(report: Report) -> str:
     return "\n".join(parts)
 
 
+def precisions(report: Report) -> str:
+    """Return what fp16 and INT8 cost, file by file, where there are such files."""
+    rows = table.precision_rows(report)
+    if not rows:
+        return ""
+    body = "".join(
+        f'<tr{_row_class(subject, report)}><th scope="row">{escape(subject)}</th>'
+        + "".join(
+            f'<td data-label="{head}"><span>{_typeset(cell)}</span></td>'
+            for head, cell in zip(table.PRECISION_HEADS[1:], cells, strict=True)
+        )
+        + "</tr>"
+        for subject, *cells in rows
+    )
+    heads = "".join(f'<th scope="col">{head}</th>' for head in table.PRECISION_HEADS)
+    return (
+        f"<h2>Precisions</h2><p class='note'>{_typeset(words.PRECISION_NOTE)}</p>"
+        f'<table class="cards"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    )
+
+
 def training(report: Report) -> str:
     """Return what training cost, beside the MACs."""
     rows = table.training_rows(report)

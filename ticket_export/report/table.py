@@ -12,6 +12,10 @@ from ticket_export.report.rows import Report, Row
 from ticket_export.report.verdict import SubjectLine, Verdict, epoch_cost
 
 EXPORTED_HEADS = ("Subject", "Replicate", "Precision", "File, in the store")
+PRECISION_HEADS = (
+    *("Subject", "Replicate", "Precision", "Accuracy", "Error to torch", "Error to fp32"),
+    *("Class of fp32", "Kept in fp32", "MB"),
+)
 TRAINING_HEADS = ("Subject", "Epochs", "Epoch, s", "Share of dense", "MACs kept", "Threads")
 
 
@@ -92,6 +96,40 @@ def exported_rows(report: Report) -> list[tuple[str, ...]]:
 def exported_table(report: Report) -> str:
     """Return where every exported network lies, in markdown."""
     return markdown_table(EXPORTED_HEADS, exported_rows(report))
+
+
+def precision_rows(report: Report) -> list[tuple[str, ...]]:
+    """Return a row of `PRECISION_HEADS` per exported file, or none where all are fp32."""
+    if all(file.precision == "fp32" for file in report.exported):
+        return []
+    accuracies = {
+        (row["subject"], row["replicate"], row["precision"]): row["accuracy"]
+        for row in report.rows
+        if row["parity_rel_error"] is not None  # of the file, not of torch
+    }
+    rows: list[tuple[str, ...]] = []
+    for file in report.exported:
+        accuracy = accuracies.get((file.subject, file.replicate, file.precision))
+        rows.append(
+            (
+                file.subject,
+                str(file.replicate),
+                file.precision,
+                "-" if accuracy is None else words.percent(accuracy),
+                f"{file.parity_rel_error:.1e}",
+                "-" if file.precision_rel_error is None else f"{file.precision_rel_error:.1e}",
+                "-" if file.top1_agreement is None else words.percent(file.top1_agreement),
+                "-" if file.precision == "fp32" else ", ".join(file.fp32_layers) or "none",
+                f"{file.file_bytes / 1e6:.2f}",
+            )
+        )
+    return rows
+
+
+def precision_table(report: Report) -> str:
+    """Return what each precision costs, in markdown; empty where all files are fp32."""
+    rows = precision_rows(report)
+    return markdown_table(PRECISION_HEADS, rows) if rows else ""
 
 
 def measured_table(rows: Sequence[Row]) -> str:

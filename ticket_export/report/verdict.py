@@ -13,7 +13,7 @@ from math import exp, log, sqrt
 from statistics import fmean, stdev
 
 from ticket_export.errors import MeasureError
-from ticket_export.report.rows import Report, Row, Training
+from ticket_export.report.rows import Report, Row, Training, precision_order
 
 NUM_REPLICATES_NEEDED = 3  # fewer leave a t interval that says nothing: with two, t is 12.7
 
@@ -96,7 +96,12 @@ class Verdict:
 def settings(report: Report) -> tuple[Setting, ...]:
     """Return the settings of a report: by runtime, precision and batch."""
     found = {_setting(row) for row in report.rows}
-    return tuple(sorted(found, key=lambda s: (s.runtime, s.precision, s.batch, s.scope, s.threads)))
+    return tuple(sorted(found, key=_setting_order))
+
+
+def _setting_order(setting: Setting) -> tuple[object, ...]:
+    precision = precision_order(setting.precision)
+    return (setting.runtime, precision, setting.batch, setting.scope, setting.threads)
 
 
 def subject_lines(report: Report, setting: Setting) -> tuple[SubjectLine, ...]:

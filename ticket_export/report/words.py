@@ -49,6 +49,15 @@ READING = (
     ("Parity", "max|a-b| / max|b| of the exported file's outputs against the network it came from."),
 )
 
+PRECISION_NOTE = (
+    "Both errors are max|a-b| / max|b| of a file's outputs: to torch, against the trained network it came "
+    "from; to fp32, against the fp32 file of the same network, so that what a precision costs is apart from "
+    "what export costs. Of fp16 it is the larger one of the file as it runs and of every value rounded to "
+    "fp16, because ONNX Runtime on a CPU computes fp16 files in fp32. Class of fp32: the share of the "
+    "calibration images, drawn from the training images, on which INT8 names the class that fp32 names. "
+    "Accuracy is on the test images."
+)
+
 
 def percent(fraction: float) -> str:
     """Write a fraction of 0 to 1 as a percentage with one digit: `48.1 %`."""

@@ -58,8 +58,9 @@ def load_graph(path: Path) -> onnx.ModelProto:
 def precision_from_onnx(path: Path) -> str:
     """Return what an ONNX file computes in: "int8", "fp16", "bf16", "fp64" or "fp32".
 
-    A file with quantising operators is "int8"; any other one is named after the floating type that most of
-    its weights have, or after its first floating input when it has no such weights.
+    A file with quantising operators is "int8", any other one with fp16 weights "fp16", also where layers that
+    lose too much in it stay in fp32. The rest is named after the floating type that most of its weights have,
+    or after its first floating input when it has no such weights.
 
     Raises:
         MeasureError: the file is missing or is not ONNX.
@@ -74,6 +75,8 @@ def precision_from_onnx(path: Path) -> str:
     for weight in model.graph.initializer:
         if weight.data_type in names:
             num_elements[weight.data_type] += int(np.prod(weight.dims, dtype=np.int64))
+    if num_elements[10]:
+        return names[10]
     if any(num_elements.values()):
         return names[max(num_elements, key=lambda kind: num_elements[kind])]
     kinds = [value.type.tensor_type.elem_type for value in model.graph.input]
