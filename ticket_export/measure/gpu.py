@@ -98,9 +98,9 @@ class GpuWatch:
         )
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread; one that waits for a driver that hangs is left behind."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(timeout=5.0)
 
     def _run(self) -> None:
         while not self._ended.wait(1.0 / SAMPLE_HZ):
