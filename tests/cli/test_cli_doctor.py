@@ -95,6 +95,13 @@ def states(out: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows}
 
 
+def commands(out: str) -> list[tuple[str, str]]:
+    """The table of what is missing: runtime and command."""
+    _, found, table = out.partition("\nmissing ")
+    rows = [line.split(maxsplit=1) for line in table.split("\n\n")[0].splitlines()[2:]] if found else []
+    return [(runtime, command) for runtime, command in rows]
+
+
 def test_doctor_tells_machine_packages_runtimes_checks_and_a_verdict(tell: Callable[..., Told]) -> None:
     code, out, err = tell("doctor")
     assert (code, err) == (0, "")
@@ -115,17 +122,17 @@ def test_every_runtime_has_its_needs_told() -> None:
     assert set(registry.RUNTIMES) <= set(offers.NEEDS)
 
 
-def test_a_missing_runtime_comes_with_its_command(
+def test_without_a_gpu_its_runtimes_have_no_hardware_and_no_command(
     tell: Callable[..., Told], packages: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "RUNTIMES", ALL_RUNTIMES)
     packages(tensorrt=None, polygraphy=None, onnxruntime_gpu=None)
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    found = states(tell("doctor")[1])
-    extra = 'pip install "ticket-export[tensorrt]"'
-    assert found["tensorrt"] == ["no GPU", "no GPU", "no GPU", extra]
-    assert found["ort-cuda"][:3] == ["no GPU"] * 3
+    _, out, _ = tell("doctor")
+    found = states(out)
+    assert found["tensorrt"] == found["ort-cuda"] == ["no GPU"] * 3
     assert found["torch-cudagraph"] == ["no GPU", "no GPU", "-"]
+    assert commands(out) == []
 
 
 @pytest.mark.usefixtures("gpu")
@@ -141,13 +148,39 @@ def test_on_a_gpu_what_is_installed_is_ready_and_what_is_not_is_missing(
     code, out, _ = tell("doctor")
     assert code == 0
     assert states(out)["tensorrt"] == ["ready", "ready", "ready"]
-    assert states(out)["ort-cuda"] == ["missing", "missing", "missing", offers.ONLY_GPU_ORT]
+    assert states(out)["ort-cuda"] == ["missing"] * 3
+    assert ("ort-cuda", offers.ONLY_GPU_ORT) in commands(out)
     assert states(out)["torch-cudagraph"] == ["ready", "ready", "-"]
     found = checks(out)
     assert found["gpu 0"] == "ok NVIDIA H200, quiet (0%)"
     assert "torch 2.13.0 (CUDA 12.8)" in found["builds"]
     assert "tensorrt 10.12.0 (CUDA 12.0)" in found["builds"]
     assert out.splitlines()[-1].endswith("fit to measure on")
+
+
+@pytest.mark.usefixtures("gpu")
+def test_each_command_is_told_once(
+    tell: Callable[..., Told], packages: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "RUNTIMES", ALL_RUNTIMES)
+    packages(tensorrt=None, polygraphy=None, onnxruntime_gpu="1.31.1", triton=None)
+    assert commands(tell("doctor")[1]) == [
+        ("tensorrt", 'pip install "ticket-export[tensorrt]"'),
+        ("torch-compile", "pip install triton"),
+    ]
+
+
+def test_compiling_for_a_cpu_needs_a_compiler(
+    tell: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "RUNTIMES", ALL_RUNTIMES)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setenv("CXX", sys.executable)  # any program that is there
+    assert states(tell("doctor")[1])["torch-compile"] == ["ready", "ready", "-"]
+    monkeypatch.setenv("CXX", "/absent/g++")
+    _, out, _ = tell("doctor")
+    assert states(out)["torch-compile"] == ["missing", "missing", "-"]
+    assert commands(out)[0][1].startswith("apt install g++")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -76,19 +77,23 @@ class ServedByRules:
     def dtype(self, tensor: Any) -> str:
         return DTYPE_BY_TYPE[TYPES.DataType.Name(tensor.data_type)]
 
-    def infer(self, batch: int) -> dict[str, npt.NDArray[np.generic]]:
-        """Run the newest served version on ONNX Runtime with the tensors that the configuration names."""
+    def run(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, npt.NDArray[np.generic]]:
+        """Run the newest served version on ONNX Runtime; return what the configuration names, by name."""
         assert self.config.backend == "onnxruntime"
         session = onnxruntime.InferenceSession(
             self.file(self.versions[-1]), providers=["CPUExecutionProvider"]
         )
+        names = [tensor.name for tensor in self.config.output]
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+    def infer(self, batch: int) -> dict[str, npt.NDArray[np.generic]]:
+        """Run it with the inputs that the configuration names; check that the outputs are as it says."""
         generator = np.random.default_rng(batch)
         inputs = {
             tensor.name: generator.integers(0, 2, self.shape(tensor, batch)).astype(self.dtype(tensor))
             for tensor in self.config.input
         }
-        names = [tensor.name for tensor in self.config.output]
-        outputs = dict(zip(names, session.run(names, inputs), strict=True))
+        outputs = self.run(inputs)
         for tensor in self.config.output:
             assert list(outputs[tensor.name].shape) == self.shape(tensor, batch)
             assert outputs[tensor.name].dtype.name == self.dtype(tensor)

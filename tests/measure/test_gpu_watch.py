@@ -133,6 +133,22 @@ def test_work_of_a_process_that_the_container_hides_is_refused(scripted: Scripte
         measured()
 
 
+def test_in_a_container_that_hides_which_process_is_ours_an_idle_one_is_a_reason_and_work_is_refused(
+    scripted: ScriptedNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvml, "_in_container", lambda: True)
+    scripted.processes = [(77, 1 << 20)]
+    assert measured()["a"].stable
+    scripted.processes = [(77, 1 << 20), (78, 2 << 20)]
+    assert measured()["a"].reasons[-1] == (
+        "busy neighbour not ruled out: pid 77 (1 MiB), pid 78 (2 MiB) hold cuda:0, and one of them may be "
+        "this process"
+    )
+    scripted.utilisation = 50
+    with pytest.raises(BusyDeviceError, match=r"is 50% busy .*; among pid 77 \(1 MiB\), pid 78"):
+        measured()
+
+
 def test_the_end_of_our_own_loading_is_waited_for(
     scripted: ScriptedNvml, monkeypatch: pytest.MonkeyPatch
 ) -> None:

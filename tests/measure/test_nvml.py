@@ -94,7 +94,7 @@ def test_what_a_device_does_not_have_is_none(scripted: ScriptedNvml) -> None:
     with open_gpu("cuda") as gpu:
         sample = gpu.sample()
         assert (sample.sm_clock_mhz, sample.power_w, sample.throttles) == (None, None, ())
-        told = (gpu.max_sm_clock_mhz, gpu.energy_j(), gpu.utilisation_fraction(), gpu.other_processes())
+        told = (gpu.max_sm_clock_mhz, gpu.energy_j(), gpu.utilisation_fraction(), gpu.users())
         assert told == (None, None, None, None)
 
 
@@ -142,25 +142,30 @@ def test_the_device_is_found_by_its_place_on_the_bus_and_never_guessed(
 
 
 @pytest.mark.parametrize(
-    ("pids", "in_container", "others"),
+    ("pids", "in_container", "others", "certain", "num_others"),
     [
-        ([], False, []),
-        (["own"], False, []),
-        (["own", 77], False, [77]),
-        ([77], False, [77]),  # before this process has touched the device
-        ([77], True, []),  # this process, under the host's number
-        ([77, 78], True, [77, 78]),
-        (["own", 77], True, [77]),
+        ([], False, [], True, 0),
+        (["own"], False, [], True, 0),
+        (["own", 77], False, [77], True, 1),
+        ([77], False, [77], True, 1),  # before this process has touched the device
+        ([77], True, [77], False, 0),  # this process, under the host's number
+        ([77, 78], True, [77, 78], False, 1),
+        (["own", 77], True, [77], True, 1),  # a driver that translates the numbers
     ],
 )
-def test_other_processes_leave_this_one_out_under_whichever_number(
+def test_users_leave_this_process_out_under_whichever_number(
     scripted: ScriptedNvml,
     monkeypatch: pytest.MonkeyPatch,
     pids: list[int | str],
     in_container: bool,
     others: list[int],
+    certain: bool,
+    num_others: int,
 ) -> None:
     monkeypatch.setattr(nvml, "_in_container", lambda: in_container)
     scripted.processes = [(os.getpid() if pid == "own" else pid, 1 << 20) for pid in pids]
     with open_gpu("cuda:0") as gpu:
-        assert [process.pid for process in gpu.other_processes() or ()] == others
+        users = gpu.users()
+        assert users is not None
+        assert [process.pid for process in users.others] == others
+        assert (users.certain, users.num_others) == (certain, num_others)

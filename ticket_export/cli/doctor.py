@@ -50,7 +50,9 @@ def _tell(machine: dict[str, Any], packages: list[tuple[str, str, str]]) -> None
     models = machine.get("gpus", [])
     gpus, driver, unknown = _gpus(models)
     found = [offers.offer(name, has_gpu=bool(models or gpus)) for name in RUNTIMES]
-    typer.echo("\n" + text_table(("runtime", *offers.PRECISIONS, "to get it"), checkup.offer_rows(found)))
+    typer.echo("\n" + text_table(("runtime", *offers.PRECISIONS), checkup.offer_rows(found)))
+    if commands := checkup.command_rows(found):
+        typer.echo("\n" + text_table(("missing", "to get it"), commands))
 
     meter = LoadMeter()
     time.sleep(LOAD_S)
@@ -83,8 +85,8 @@ def _gpus(models: list[str]) -> tuple[list[GpuState], str | None, str | None]:
         with nvml() as module:
             driver = driver_version(module)
             for gpu in all_gpus(module):
-                others = gpu.other_processes()
-                users = None if others is None else tuple(map(str, others))
+                found = gpu.users()  # none of them is this process: doctor opens no context
+                users = None if found is None else tuple(map(str, found.others))
                 states.append(GpuState(name=gpu.name, users=users, busy_fraction=gpu.utilisation_fraction()))
     except MissingDependency as error:
         return [], None, f"{', '.join(models)}, but {error.message}: {error.hint}" if models else None

@@ -67,6 +67,25 @@ class GpuProcess:
         return f"pid {self.pid} ({self.memory_bytes / 2**20:,.0f} MiB)"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Users:
+    """Who computes on the GPU beside this process.
+
+    Attributes:
+        others: every process that holds a context, this one left out.
+        certain: False in a container that shows the numbers of the host, under which this process cannot find
+            itself: one of `others` may then be this one.
+    """
+
+    others: tuple[GpuProcess, ...]
+    certain: bool
+
+    @property
+    def num_others(self) -> int:
+        """How many surely are not this process."""
+        return len(self.others) if self.certain else max(len(self.others) - 1, 0)
+
+
 class Gpu:
     """An open NVML handle."""
 
@@ -103,20 +122,14 @@ class Gpu:
         rates = self._told("nvmlDeviceGetUtilizationRates")
         return None if rates is None else rates.gpu / 100.0
 
-    def other_processes(self) -> tuple[GpuProcess, ...] | None:
-        """Return the processes that compute here, this one left out; None where the driver does not tell.
-
-        In a container the driver may give the numbers of the host, under which this process cannot find
-        itself: a single unknown process is then taken for this one.
-        """
+    def users(self) -> Users | None:
+        """Return the processes that compute here; None where the driver does not tell."""
         found = self._told("nvmlDeviceGetComputeRunningProcesses")
         if found is None:
             return None
-        everyone = tuple(GpuProcess(pid=each.pid, memory_bytes=each.usedGpuMemory) for each in found)
+        everyone = [GpuProcess(pid=each.pid, memory_bytes=each.usedGpuMemory) for each in found]
         others = tuple(process for process in everyone if process.pid != os.getpid())
-        if len(others) == len(everyone) == 1 and _in_container():
-            return ()
-        return others
+        return Users(others=others, certain=len(others) < len(everyone) or not _in_container())
 
     def _told(self, name: str, *arguments: Any) -> Any:  # Any: whatever that call takes and returns
         """Return what the driver says, None where this driver, module or device does not know it."""

@@ -51,15 +51,16 @@ def wrapped(text: str) -> str:
 
 
 def offer_rows(found: Sequence[offers.Offer]) -> list[tuple[str, ...]]:
-    """Return a row per runtime: its state at each precision, and how to get what is missing."""
+    """Return a row per runtime: its state at each precision."""
     return [
-        (
-            each.runtime,
-            *(each.state_by_precision[precision] for precision in offers.PRECISIONS),
-            " && ".join(each.commands),
-        )
+        (each.runtime, *(each.state_by_precision[precision] for precision in offers.PRECISIONS))
         for each in found
     ]
+
+
+def command_rows(found: Sequence[offers.Offer]) -> list[tuple[str, str]]:
+    """Return a row per command that gets a missing runtime, unbroken, to be copied."""
+    return [(each.runtime, command) for each in found for command in each.commands]
 
 
 def verdict(found: Sequence[offers.Offer], findings: Sequence[Finding]) -> str:

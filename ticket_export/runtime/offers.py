@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -28,11 +30,13 @@ class Needs:
         packages: what to install for it, by the name pip knows, with the command for each.
         gpu: whether it runs on an NVIDIA GPU only.
         precisions: what it can run at all; torch runs modules, which have no int8 form here.
+        compiles: whether it builds kernels: with Triton on a GPU, with a C++ compiler on a CPU.
     """
 
     packages: dict[str, str]
     gpu: bool
     precisions: tuple[str, ...] = PRECISIONS
+    compiles: bool = False
 
 
 _ONNX = {"onnx": "pip install onnx"}
@@ -45,7 +49,7 @@ NEEDS = {
         gpu=True,
     ),
     "torch": Needs(packages=_TORCH, gpu=False, precisions=("fp32", "fp16")),
-    "torch-compile": Needs(packages=_TORCH, gpu=False, precisions=("fp32", "fp16")),
+    "torch-compile": Needs(packages=_TORCH, gpu=False, precisions=("fp32", "fp16"), compiles=True),
     "torch-cudagraph": Needs(packages=_TORCH, gpu=True, precisions=("fp32", "fp16")),
 }
 
@@ -57,7 +61,7 @@ class Offer:
     Attributes:
         runtime: its registered name.
         state_by_precision: READY, MISSING, NO_GPU or NEVER for each of `PRECISIONS`.
-        commands: what installs the missing packages, each once.
+        commands: what installs what is missing, each once; none where there is no GPU for it.
     """
 
     runtime: str
@@ -73,14 +77,18 @@ def offer(runtime: str, *, has_gpu: bool) -> Offer:
         has_gpu: whether there is an NVIDIA GPU with a working driver.
     """
     needs = NEEDS[runtime]
-    missing = [name for name in needs.packages if installed(name) is None]
-    state = NO_GPU if needs.gpu and not has_gpu else MISSING if missing else READY
+    commands = [command for name, command in needs.packages.items() if installed(name) is None]
+    if needs.compiles and has_gpu and installed("triton") is None:
+        commands.append("pip install triton")
+    if needs.compiles and not has_gpu and shutil.which(os.environ.get("CXX", "g++")) is None:
+        commands.append("apt install g++, or name a C++ compiler in the variable CXX")
+    state = NO_GPU if needs.gpu and not has_gpu else MISSING if commands else READY
     return Offer(
         runtime=runtime,
         state_by_precision={
             precision: state if precision in needs.precisions else NEVER for precision in PRECISIONS
         },
-        commands=tuple(dict.fromkeys(needs.packages[name] for name in missing)),
+        commands=tuple(dict.fromkeys(commands)) if state == MISSING else (),
     )
 
 
