@@ -31,6 +31,7 @@ from ticket_export.recipe.dump import yaml_from_recipe
 from ticket_export.recipe.load import load_recipe
 from ticket_export.recipe.schema import Recipe
 from ticket_export.report.rows import Report
+from ticket_export.runtime.registry import open_runner
 from ticket_export.shrink.surgery import small_from_mask
 from ticket_export.stages import Subject
 from ticket_export.store.machine import machine_facts
@@ -375,6 +376,39 @@ def test_the_torch_runtimes_measure_the_source_itself(images: Path, tmp_path: Pa
     assert set(accuracies) == set(product(("dense", "ticket@1"), (runtime, "ort-cpu")))
     assert all(accuracies[name, runtime] == accuracies[name, "ort-cpu"] for name in ("dense", "ticket@1"))
     assert all((row["file_bytes"] is None) == (row["runtime"] == runtime) for row in report.rows)
+
+
+def test_an_engine_is_built_for_the_recipes_batches_and_given_no_more_images(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[str, tuple[int, ...]]] = []
+    sizes: set[int] = set()
+
+    def scripted(path: Path, runtime: str, *, threads: int, batches: tuple[int, ...]) -> object:
+        """ONNX Runtime in the place of TensorRT."""
+        opened.append((runtime, batches))
+        runner = open_runner(path, "ort-cpu", threads=threads)
+        runner.name = "tensorrt"  # type: ignore[misc]
+        infer = runner.infer
+
+        def watched(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            sizes.update(len(array) for array in inputs.values())
+            return infer(inputs)
+
+        runner.infer = watched  # type: ignore[method-assign]
+        return runner
+
+    monkeypatch.setattr("ticket_export.pipeline.timing.open_runner", scripted)
+    monkeypatch.setattr("ticket_export.runtime.offers.installed", lambda name: "1.0")
+    options = ("find.levels=1", "find.controls=[]", "train.epochs=2", "measure.batches=[1, 7]")
+    report = Chain(tiny_recipe(images, *options, "measure.runtimes=[tensorrt]"), tmp_path).report
+    assert report is not None
+    assert {(row["subject"], row["runtime"], row["batch"]) for row in report.rows} == set(
+        product(("dense", "ticket@1"), ("tensorrt",), (1, 7))
+    )
+    assert set(opened) == {("tensorrt", (1, 7))}
+    assert max(sizes) == 7
+    assert all(row["parity_rel_error"] is not None for row in report.rows)
 
 
 @pytest.mark.parametrize(

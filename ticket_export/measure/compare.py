@@ -11,9 +11,9 @@ from typing import Any
 from ticket_export.errors import MeasureError
 from ticket_export.measure.latency import measure_interleaved
 from ticket_export.measure.measurement import Measurement
-from ticket_export.measure.protocol import Protocol, require_cores
+from ticket_export.measure.protocol import MIN_ROUNDS, Protocol, require_cores
 from ticket_export.measure.speedup import Speedup, speedup
-from ticket_export.runtime.registry import open_runner
+from ticket_export.runtime.registry import GRAPH_CHOICE, open_runner
 
 # seconds that the timed rounds take when `samples` is left open, whatever the number of models and rounds:
 # three batches of a pair stay well within a minute, warm-up and loading included
@@ -120,6 +120,7 @@ def compare(
     samples: int | None = None,
     seed: int = 0,
     batches: Sequence[int] = (),
+    cuda_graph: bool | None = None,
     on_round: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Time all models in the same rounds on this machine; the first one is the baseline.
@@ -134,11 +135,14 @@ def compare(
         samples: timings per model and round; None lets the rounds take about 12 s in all.
         seed: root of the random inputs and of the order within a round.
         batches: further sizes that are going to be measured, so that an engine is built once for all.
+        cuda_graph: whether each network is launched as one CUDA graph; None is the runtime's own choice.
         on_round: called after each round with (rounds done, rounds in all).
 
     Raises:
-        MeasureError: a file is missing or damaged, the models take unequal inputs or compute in unequal
-            precisions, a number is out of range, or there are more threads than cores.
+        MeasureError: a file is missing or damaged, the models take or give unequal tensors or compute in
+            unequal precisions, an output is not finite, a number is out of range, or there are more threads
+            than cores.
+        DeviceError: memory runs out at this batch, or the device is lost.
         MissingDependency: the runtime is not installed.
     """
     if not models:
@@ -151,7 +155,9 @@ def compare(
     with ExitStack() as stack:
         runners = {
             name: stack.enter_context(
-                open_runner(Path(path), runtime, threads=threads, batches=(batch, *batches))
+                open_runner(
+                    Path(path), runtime, threads=threads, batches=(batch, *batches), cuda_graph=cuda_graph
+                )
             )
             for name, path in models.items()
         }
@@ -160,3 +166,41 @@ def compare(
         measurements=measurements,
         file_bytes={name: Path(path).stat().st_size for name, path in models.items()},
     )
+
+
+def graph_speedups(
+    models: Mapping[str, str | Path], measured: Comparison, *, batches: Sequence[int] = ()
+) -> dict[str, float]:
+    """Return how many times faster each model runs launched as one CUDA graph than kernel by kernel.
+
+    What was not measured of the two is measured now, in a run of its own: these are ratios of medians of two
+    runs, good for telling 2x from 1x, without an interval.
+
+    Args:
+        models: what was compared.
+        measured: the comparison of them.
+        batches: as for `compare`.
+
+    Returns:
+        Ratios by model; empty where the runtime leaves no choice of a graph.
+
+    Raises:
+        As `compare` does.
+    """
+    first = measured.measurements[measured.baseline]
+    if first.runtime not in GRAPH_CHOICE:
+        return {}
+    with_graph = first.settings["cuda_graph"] == "on"
+    other = compare(
+        models,
+        runtime=first.runtime,
+        batch=first.batch,
+        scope=first.scope,
+        threads=first.threads,
+        rounds=MIN_ROUNDS,
+        seed=first.protocol.seed,
+        batches=batches,
+        cuda_graph=not with_graph,
+    )
+    graph, plain = (measured, other) if with_graph else (other, measured)
+    return {name: plain.measurements[name].p50_s / graph.measurements[name].p50_s for name in models}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SAMPLES_FILE = "samples.npz"
 CAUSES_FILE = "causes.json"
 _BASELINE = "dense"
+_EVALUATION_BATCH = 256
 
 
 def accuracy_step(
@@ -37,7 +38,11 @@ def accuracy_step(
     context.device  # sets torch's threads  # noqa: B018
     images = context.images
     with _runner(context, node.parents["network"], node.item, context.threads) as runner:
-        accuracy = evaluate(runner, images.test_x, images.test_y, mean=context.mean, std=context.std)
+        # an engine takes no more images at a time than it was built for
+        batch = max(context.recipe.measure.batches) if runner.name == "tensorrt" else _EVALUATION_BATCH
+        accuracy = evaluate(
+            runner, images.test_x, images.test_y, mean=context.mean, std=context.std, batch=batch
+        )
     return {**node.item, "accuracy": accuracy, "num_images": len(images.test_y)}
 
 
@@ -114,7 +119,7 @@ def _network(context: Context, source: Node, item: Mapping[str, Any]) -> Path | 
 def _runner(context: Context, source: Node, item: Mapping[str, Any], threads: int) -> Runner:  # Any: JSON
     network, runtime = _network(context, source, item), item["runtime"]
     if runtime not in MODULE_RUNTIMES:
-        return open_runner(network, runtime, threads=threads)
+        return open_runner(network, runtime, threads=threads, batches=context.recipe.measure.batches)
     return open_runner(
         network,
         runtime,
