@@ -1,0 +1,409 @@
+"""The networks that are timed against one another, built and exported once into a folder, each checked.
+
+Run:  python benchmarks/subjects.py CACHE [--networks NAME ...] [--densities D ...] [--precisions P ...]
+
+Per network and density (the share of its inner channels that stays, the first layer's left whole):
+
+dense              the network itself
+dense-again        the same file a second time: what two equal files differ by is what the method errs by
+ticket-r1          irregular widths, each group's share drawn within 50 % of `density`, at the MACs of the
+                   network that keeps exactly `density` of every inner group
+ticket-r8 -r16 -r32   the same function, every kept width rounded up to a multiple of 8, 16, 32
+uniform-r16        one width multiplier for all inner groups, at the MACs of ticket-r16
+depgraph-r16       torch-pruning's magnitude pruner over all its groups, at the MACs of ticket-r16
+unstructured-90    90 % of the weights of every layer but the first and last zero, nothing removed
+unstructured-same  as many weights left as ticket-r1 has, nothing removed
+
+Weights are random, norms have the statistics of real images where TICKET_EXPORT_DATA is set: latency knows
+nothing of accuracy. Every fp32 file is compared with its torch source, every other file with its fp32 file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from costs.shrink import torchvision_schemas
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import ticket_export as te
+from ticket_export.channels.costs import count_costs
+from ticket_export.channels.graph import ChannelGroup
+from ticket_export.channels.mask import Mask
+from ticket_export.find.control import uniform_mask
+from ticket_export.find.imp import prunable_weights
+from ticket_export.models.load import build
+from ticket_export.seeds import stream
+from ticket_export.shrink.surgery import small_from_mask
+
+# they last as long as the reference; who imports this may have declared them
+TORCHVISION_SCHEMAS = None if hasattr(torch.ops.torchvision, "nms") else torchvision_schemas()
+
+# N images, C channels, H W pixels
+
+REVISION = 1  # of what is built here: a cache of another one is built anew
+ROUNDINGS = (1, 8, 16, 32)
+EQUAL_COST = "ticket-r16"  # what the baselines cost
+SPREAD = 0.5  # a group's share of kept channels lies within density * (1 -+ this)
+NUM_STATISTICS, NUM_CALIBRATION = 8, 64
+SUBJECTS = (
+    *("dense", "dense-again"),
+    *(f"ticket-r{rounding}" for rounding in ROUNDINGS),
+    *("uniform-r16", "depgraph-r16", "unstructured-90", "unstructured-same"),
+)
+ALIASES = {"dense-again": "dense"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """One network and the images that suit it."""
+
+    builder: str
+    image_shape: tuple[int, int, int]
+    data: str
+    num_classes: int
+    args: Mapping[str, str]
+
+    def built(self) -> nn.Module:
+        """Return it with fresh weights, equal in every call, in evaluation mode."""
+        return build(
+            self.builder, self.args, num_classes=self.num_classes, image_shape=self.image_shape
+        ).eval()
+
+
+def _network(builder: str, size: int, **args: str) -> Network:
+    data, num_classes = ("cifar10", 10) if size == 32 else ("tiny-imagenet-20", 1000)
+    return Network(
+        builder=builder, image_shape=(3, size, size), data=data, num_classes=num_classes, args=args
+    )
+
+
+NETWORKS: Mapping[str, Network] = {
+    "resnet50": _network("torchvision:resnet50", 224),
+    "resnet18-cifar": _network("zoo:resnet18", 32),
+    "resnet20-cifar": _network("zoo:resnet20", 32, shortcut="projection"),
+    "mobilenet_v2": _network("torchvision:mobilenet_v2", 224),
+    "vgg16_bn": _network("torchvision:vgg16_bn", 224),
+    "resnet18": _network("torchvision:resnet18", 224),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """One network in its folder.
+
+    Attributes:
+        name: one of SUBJECTS.
+        folder: holds `fp32.onnx`, the other precisions, and what rebuilds the module.
+        facts: JSON values: params, nonzero, macs, macs_ratio (dense / own), widths, calibration.
+    """
+
+    name: str
+    network: str
+    folder: Path
+    facts: Mapping[str, Any]  # Any: JSON
+
+    def onnx(self, precision: str) -> Path:
+        """Return the path of its file in a precision; `prepare` has made it."""
+        return self.folder / f"{precision}.onnx"
+
+    def module(self) -> nn.Module:
+        """Return it as a module in fp32, in evaluation mode."""
+        dense = NETWORKS[self.network].built()
+        if (self.folder / "bundle").is_dir():
+            return te.load_bundle(self.folder / "bundle", dense).eval()
+        dense.load_state_dict(load_file(self.folder / "weights.safetensors"))
+        return dense.eval()
+
+
+@cache
+def images(network: str, count: int) -> tuple[Tensor, str]:
+    """Return normalised images [N, C, H, W] at the network's resolution, and what they are, in words."""
+    case = NETWORKS[network]
+    folder = os.environ.get("TICKET_EXPORT_DATA")
+    path = None if folder is None else Path(folder) / f"{case.data}.npz"
+    if path is None or not path.is_file():
+        reason = "TICKET_EXPORT_DATA is not set" if path is None else f"{path.name} is not there"
+        noise = torch.randn(count, *case.image_shape, generator=stream(0, "noise"))
+        return noise, f"{count} images of noise ({reason})"
+    with np.load(path, allow_pickle=False) as held:
+        pixels = held["train_x"]
+    chosen = torch.randperm(len(pixels), generator=stream(0, "images"))[:count]
+    x_NCHW = torch.from_numpy(pixels[chosen.numpy()]).float() / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    x_NCHW = (x_NCHW - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+    size = case.image_shape[1:]
+    words = f"{count} training images of {case.data}"
+    if tuple(x_NCHW.shape[2:]) != size:
+        words += f", upscaled from {x_NCHW.shape[-1]} to {size[-1]} pixels"
+        x_NCHW = nn.functional.interpolate(x_NCHW, size=size, mode="bilinear", antialias=True)
+    return x_NCHW, words
+
+
+def with_statistics(model: nn.Module, x_NCHW: Tensor) -> nn.Module:
+    """Give every BatchNorm the statistics of the images, so that signals keep their size."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    with torch.no_grad():
+        model(x_NCHW)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
+
+
+def inner_groups(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+    """Return the groups that a single layer writes, without the first layer's, which sees the image."""
+    first = groups[0].name
+    return [group for group in groups if group.is_inner and group.pinned is None and group.name != first]
+
+
+def ticket_mask(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    *,
+    density: float,
+    macs_of: Callable[[Mask], int],
+) -> Mask:
+    """Return irregular widths at the MACs of the network that keeps `density` of every inner group.
+
+    Each group's share is drawn once within `density` * (1 -+ SPREAD); one factor for all is then bisected.
+    The channels of the largest l1 norm stay.
+    """
+    inner = inner_groups(groups)
+    target = macs_of(Mask({g.name: torch.arange(g.width) < max(1, round(density * g.width)) for g in inner}))
+    draws = 2 * torch.rand(len(inner), generator=stream(0, "widths")) - 1
+    order = [_by_norm(model, group) for group in inner]
+
+    def mask_at(factor: float) -> Mask:
+        keep_by_group = {}
+        for group, draw, best_first in zip(inner, draws.tolist(), order, strict=True):
+            kept = min(group.width, max(1, round(factor * density * (1 + SPREAD * draw) * group.width)))
+            keep = torch.zeros(group.width, dtype=torch.bool)
+            keep_by_group[group.name] = keep.index_fill_(0, best_first[:kept], True)
+        return Mask(keep_by_group)
+
+    low, high = 0.25, 4.0
+    for _ in range(12):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if macs_of(mask_at(middle)) < target else (low, middle)
+    return min((mask_at(low), mask_at(high)), key=lambda mask: abs(macs_of(mask) - target))
+
+
+def _by_norm(model: nn.Module, group: ChannelGroup) -> Tensor:
+    tensors = model.state_dict()
+    norm_C = torch.zeros(group.width)
+    for member in group.producers:
+        rows = tensors[member.tensor].movedim(member.axis, 0)[member.indices.flatten()]
+        norm_C += rows.abs().flatten(1).sum(dim=1).view(group.width, -1).sum(dim=1)
+    return norm_C.argsort(descending=True, stable=True)
+
+
+def unstructured(model: nn.Module, keep_fraction: float) -> nn.Module:
+    """Set all but the largest weights of every layer to zero, in place; nothing is removed."""
+    tensors = dict(model.named_parameters())
+    weights = {name: tensors[name].detach() for name in prunable_weights(model)}
+    mask = te.magnitude_mask(weights, keep_fraction=keep_fraction, scope="layer")
+    with torch.no_grad():
+        for name, keep in mask.keep_by_parameter.items():
+            tensors[name].mul_(keep)
+    return model
+
+
+def prepare(
+    cache_folder: Path,
+    network: str,
+    density: float,
+    *,
+    names: Sequence[str] = SUBJECTS,
+    precisions: Sequence[str] = ("fp32",),
+    tell: Callable[[str], None] = print,
+) -> dict[str, Subject]:
+    """Build what the cache lacks and return the subjects by name, in the order of `names`.
+
+    A folder appears only when all in it is complete; one of another revision is built anew.
+
+    Raises:
+        TicketExportError: a network cannot be shrunk or exported, or its file does not compute the same.
+    """
+    found = {}
+    for name in names:
+        if name not in SUBJECTS:
+            raise ValueError(f"{name!r} is not one of {', '.join(SUBJECTS)}")
+        source = ALIASES.get(name, name)
+        folder = _folder(cache_folder, network, density, source)
+        if not _is_current(folder):
+            tell(f"building {network} {source} at density {density:g}")
+            _publish(folder, cache_folder, network, density, source)
+        facts = json.loads((folder / "subject.json").read_text(encoding="utf-8"))
+        subject = Subject(name=name, network=network, folder=folder, facts=facts)
+        for precision in precisions:
+            if not subject.onnx(precision).is_file():
+                tell(f"converting {network} {source} to {precision}")
+                _convert(subject, precision)
+        found[name] = subject
+    return found
+
+
+def _folder(cache_folder: Path, network: str, density: float, source: str) -> Path:
+    shared = source in ("dense", "unstructured-90")  # equal at every density
+    return cache_folder / network / ("any" if shared else f"density-{density:g}") / source
+
+
+def _recipe() -> dict[str, object]:
+    data = os.environ.get("TICKET_EXPORT_DATA")
+    return {"revision": REVISION, "torch": torch.__version__, "real_images": data is not None}
+
+
+def _is_current(folder: Path) -> bool:
+    path = folder / "subject.json"
+    if not path.is_file():
+        return False
+    held = json.loads(path.read_text(encoding="utf-8"))
+    return bool(held["recipe"] == _recipe())
+
+
+def _publish(folder: Path, cache_folder: Path, network: str, density: float, name: str) -> None:
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        facts = _build(partial, cache_folder, network, density, name)
+        text = json.dumps({"recipe": _recipe(), **facts}, indent=1)
+        (partial / "subject.json").write_text(text, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@cache
+def _dense(network: str) -> tuple[nn.Module, Tensor, list[ChannelGroup], int]:
+    """Return the dense network with statistics, one image, its groups and its MACs."""
+    x_NCHW, _ = images(network, NUM_STATISTICS)
+    model = with_statistics(NETWORKS[network].built(), x_NCHW)
+    image = x_NCHW[:1]
+    return model, image, te.channel_groups(model, image), count_costs(model, image).macs
+
+
+def _macs_of(network: str) -> Callable[[Mask], int]:
+    model, image, groups, _ = _dense(network)
+    return lambda mask: count_costs(small_from_mask(model, groups, mask), image).macs
+
+
+def _build(
+    folder: Path, cache_folder: Path, network: str, density: float, name: str
+) -> dict[str, Any]:  # Any: JSON
+    model, image, groups, macs_dense = _dense(network)
+    facts: dict[str, Any] = {"name": name, "network": network, "density": density}  # Any: JSON
+    if name == "dense" or name.startswith("unstructured"):
+        held = NETWORKS[network].built()
+        held.load_state_dict(model.state_dict())
+        if name != "dense":
+            held = unstructured(held, _keep_fraction(held, cache_folder, network, density, name))
+        save_file({key: value.contiguous() for key, value in held.state_dict().items()},
+                  folder / "weights.safetensors")  # fmt: skip
+        facts["widths"] = {group.name: group.width for group in groups}
+    else:
+        mask = _mask(cache_folder, network, density, name)
+        rounding = int(name.rpartition("-r")[2]) if name.startswith("ticket") else 1
+        shrunk = te.shrink(model, image, mask=mask, round_to=rounding)
+        te.save_bundle(shrunk, folder / "bundle", origin={"builder": NETWORKS[network].builder})
+        held = shrunk.model
+        facts["widths"] = {key: width.after for key, width in shrunk.report.widths.items()}
+        facts["shrink_rel_error"] = shrunk.report.rel_error
+    te.onnx_from_module(held, folder / "fp32.onnx", image, metadata={"ticket_export.subject": name})
+    costs = count_costs(held, image)
+    return facts | {
+        "params": costs.params,
+        "nonzero": sum(int(torch.count_nonzero(parameter)) for parameter in held.parameters()),
+        "macs": costs.macs,
+        "macs_ratio": macs_dense / costs.macs,
+        "statistics": images(network, NUM_STATISTICS)[1],
+    }
+
+
+def _keep_fraction(model: nn.Module, cache_folder: Path, network: str, density: float, name: str) -> float:
+    if name == "unstructured-90":
+        return 0.1
+    (ticket,) = prepare(cache_folder, network, density, names=("ticket-r1",)).values()
+    sizes = {key: tensor.numel() for key, tensor in model.named_parameters()}
+    num_prunable = sum(sizes[key] for key in prunable_weights(model))
+    num_others = sum(sizes.values()) - num_prunable
+    return max(1, int(ticket.facts["params"]) - num_others) / num_prunable
+
+
+def _mask(cache_folder: Path, network: str, density: float, name: str) -> Mask:
+    model, image, groups, _ = _dense(network)
+    if name.startswith("ticket"):
+        return ticket_mask(model, groups, density=density, macs_of=_macs_of(network))
+    (ticket,) = prepare(cache_folder, network, density, names=(EQUAL_COST,)).values()
+    target, rounding = int(ticket.facts["macs"]), int(name.rpartition("-r")[2])
+    if name.startswith("uniform"):
+        return uniform_mask(
+            inner_groups(groups), round_to=rounding, target_macs=target, macs_of=_macs_of(network)
+        )
+    from ticket_export.find.depgraph import depgraph_mask
+
+    # random weights are no judge between layers: the package's default takes the same share of each
+    return depgraph_mask(model, image, groups, target_macs=target, round_to=rounding, ranking="local")
+
+
+def _convert(subject: Subject, precision: str) -> None:
+    source, path = subject.onnx("fp32"), subject.onnx(precision)
+    if precision == "fp16":
+        from ticket_export.export.precision import fp16_from_onnx
+
+        fp16_from_onnx(source, path)
+    elif precision == "int8":
+        from ticket_export.export.quantize import int8_from_onnx
+
+        x_NCHW, words = images(subject.network, NUM_CALIBRATION)
+        int8_from_onnx(source, path, {"input": x_NCHW.numpy()})
+        (subject.folder / "calibration.txt").write_text(words + "\n", encoding="utf-8")
+    else:
+        raise ValueError(f"no conversion to {precision!r}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("cache", type=Path, help="folder that keeps what is built")
+    parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=["resnet50"])
+    parser.add_argument("--densities", nargs="+", type=float, default=[0.5])
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "fp16", "int8"), default=["fp32"])
+    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    for network in arguments.networks:
+        for density in arguments.densities:
+            built = prepare(
+                arguments.cache,
+                network,
+                density,
+                names=arguments.subjects,
+                precisions=arguments.precisions,
+                tell=lambda words: print(words, file=sys.stderr, flush=True),
+            )
+            for subject in built.values():
+                print(
+                    f"{network:16} {subject.name:18} {subject.facts['macs'] / 1e6:9.1f} M MACs "
+                    f"({subject.facts['macs_ratio']:.2f}x fewer), {subject.facts['params'] / 1e6:.2f} M "
+                    f"parameters, {subject.facts['nonzero'] / 1e6:.2f} M not zero"
+                )
+
+
+if __name__ == "__main__":
+    main()
