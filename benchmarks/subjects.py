@@ -41,7 +41,6 @@ import ticket_export as te
 from ticket_export.channels.costs import count_costs
 from ticket_export.channels.graph import ChannelGroup
 from ticket_export.channels.mask import Mask
-from ticket_export.find.control import uniform_mask
 from ticket_export.find.imp import prunable_weights
 from ticket_export.models.load import build
 from ticket_export.seeds import stream
@@ -55,7 +54,7 @@ TORCHVISION_SCHEMAS = None if hasattr(torch.ops.torchvision, "nms") else torchvi
 REVISION = 1  # of what is built here: a cache of another one is built anew
 ROUNDINGS = (1, 8, 16, 32)
 EQUAL_COST = "ticket-r16"  # what the baselines cost
-SPREAD = 0.5  # a group's share of kept channels lies within density * (1 -+ this)
+SPREAD = 0.5  # a group's share lies within (1 -+ this) times the common factor
 NUM_STATISTICS, NUM_CALIBRATION = 8, 64
 SUBJECTS = (
     *("dense", "dense-again"),
@@ -171,36 +170,43 @@ def inner_groups(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
     return [group for group in groups if group.is_inner and group.pinned is None and group.name != first]
 
 
-def ticket_mask(
+def mask_of_cost(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
+    shares: Sequence[float],
     *,
-    density: float,
+    round_to: int,
+    target_macs: int,
     macs_of: Callable[[Mask], int],
 ) -> Mask:
-    """Return irregular widths at the MACs of the network that keeps `density` of every inner group.
+    """Return the mask whose widths are `shares` times one common factor, at MACs nearest to the target.
 
-    Each group's share is drawn once within `density` * (1 -+ SPREAD); one factor for all is then bisected.
-    The channels of the largest l1 norm stay.
+    Widths are rounded to the nearest multiple of `round_to`; the channels of the largest l1 norm stay.
+
+    Args:
+        model: the dense network.
+        groups: those that shrink.
+        shares: of each group's channels, before the factor.
+        round_to: 1 for none.
+        target_macs: of one image.
+        macs_of: counts the network that a mask leaves.
     """
-    inner = inner_groups(groups)
-    target = macs_of(Mask({g.name: torch.arange(g.width) < max(1, round(density * g.width)) for g in inner}))
-    draws = 2 * torch.rand(len(inner), generator=stream(0, "widths")) - 1
-    order = [_by_norm(model, group) for group in inner]
+    order = [_by_norm(model, group) for group in groups]
 
     def mask_at(factor: float) -> Mask:
         keep_by_group = {}
-        for group, draw, best_first in zip(inner, draws.tolist(), order, strict=True):
-            kept = min(group.width, max(1, round(factor * density * (1 + SPREAD * draw) * group.width)))
+        for group, share, best_first in zip(groups, shares, order, strict=True):
+            steps = max(1, round(factor * share * group.width / round_to))
             keep = torch.zeros(group.width, dtype=torch.bool)
-            keep_by_group[group.name] = keep.index_fill_(0, best_first[:kept], True)
+            kept = best_first[: min(group.width, steps * round_to)]
+            keep_by_group[group.name] = keep.index_fill_(0, kept, True)
         return Mask(keep_by_group)
 
-    low, high = 0.25, 4.0
-    for _ in range(12):
+    low, high = 0.1, 2.0 / min(shares)
+    for _ in range(14):
         middle = (low * high) ** 0.5
-        low, high = (middle, high) if macs_of(mask_at(middle)) < target else (low, middle)
-    return min((mask_at(low), mask_at(high)), key=lambda mask: abs(macs_of(mask) - target))
+        low, high = (middle, high) if macs_of(mask_at(middle)) < target_macs else (low, middle)
+    return min((mask_at(low), mask_at(high)), key=lambda mask: abs(macs_of(mask) - target_macs))
 
 
 def _by_norm(model: nn.Module, group: ChannelGroup) -> Tensor:
@@ -348,13 +354,19 @@ def _keep_fraction(model: nn.Module, cache_folder: Path, network: str, density: 
 
 def _mask(cache_folder: Path, network: str, density: float, name: str) -> Mask:
     model, image, groups, _ = _dense(network)
+    inner, macs_of = inner_groups(groups), _macs_of(network)
     if name.startswith("ticket"):
-        return ticket_mask(model, groups, density=density, macs_of=_macs_of(network))
+        halves = {g.name: torch.arange(g.width) < max(1, round(density * g.width)) for g in inner}
+        draws = 2 * torch.rand(len(inner), generator=stream(0, "widths")) - 1
+        return mask_of_cost(
+            model, inner, [1 + SPREAD * draw for draw in draws.tolist()],
+            round_to=1, target_macs=macs_of(Mask(halves)), macs_of=macs_of,
+        )  # fmt: skip
     (ticket,) = prepare(cache_folder, network, density, names=(EQUAL_COST,)).values()
     target, rounding = int(ticket.facts["macs"]), int(name.rpartition("-r")[2])
     if name.startswith("uniform"):
-        return uniform_mask(
-            inner_groups(groups), round_to=rounding, target_macs=target, macs_of=_macs_of(network)
+        return mask_of_cost(
+            model, inner, [1.0] * len(inner), round_to=rounding, target_macs=target, macs_of=macs_of
         )
     from ticket_export.find.depgraph import depgraph_mask
 
