@@ -67,7 +67,7 @@ def main() -> None:
 
     def write() -> Path:
         documents = [held for cell in cells if (held := read_cell(folder, cell)) is not None]
-        page = page_of(documents, command=_shown_command(), num_cells=len(cells))
+        page = page_of(documents, command=shown_command(), num_cells=len(cells))
         return write_results(arguments.out, theme, arguments.machine, page, {"schema": 1, "cells": documents})
 
     try:
@@ -101,7 +101,8 @@ def _prepare(arguments: argparse.Namespace, settings: Settings) -> None:
                     print(f"{network} {precision}: {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def _shown_command() -> str:
+def shown_command() -> str:
+    """Return the command of this process without the folders of this machine."""
     return f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(_without_paths(sys.argv[1:]))}"
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -134,9 +134,21 @@ def write_failure(folder: Path, cell: Cell, error: BaseException | str) -> None:
 
 
 def measure_cell(
-    folder: Path, cache_folder: Path, cell: Cell, settings: Settings
+    folder: Path,
+    cache_folder: Path,
+    cell: Cell,
+    settings: Settings,
+    *,
+    extra: Mapping[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Any]:  # Any: JSON
     """Time all subjects of the cell in one interleaved run, write both files and return the document.
+
+    Args:
+        folder: receives the two files.
+        cache_folder: of the built networks.
+        cell: what to measure.
+        settings: how.
+        extra: key of the document -> what is called for it while the subjects are still open.
 
     Raises:
         Exception: whatever the runtime raises; the caller writes it as the cell's failure.
@@ -150,6 +162,7 @@ def measure_cell(
     with ExitStack() as stack:
         runners = {name: stack.enter_context(opened) for name, opened in _runners(subjects, cell, settings)}
         measured = measure_interleaved(runners, batch=cell.batch, protocol=settings.protocol(cell.turn))
+        more = {key: call() for key, call in (extra or {}).items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_measurements(folder / f"{cell.key}.npz", measured)
     baseline = next(iter(measured.values()))
@@ -174,6 +187,7 @@ def measure_cell(
         "device": baseline.device,
         "loads": [asdict(load) for load in baseline.loads],
         "calibration": _calibration(subjects, cell),
+        **more,
         "rows": rows,
     }
     write_cell(folder, cell, document)

@@ -32,13 +32,14 @@ def page_of(documents: Sequence[Document], *, command: str, num_cells: int) -> s
     parts = ["# Speedups over dense\n", f"`{command}`\n", f"{len(done)} of {num_cells} cells are measured"]
     parts[-1] += f", {len(failed)} failed." if failed else "."
     if done:
-        parts += [_how(done[0]), _subjects(done), *_tables(done), *_agreement(done), *_control(done)]
-        parts += _unstable(done)
+        parts += [how_measured(done[0]), _subjects(done), *_tables(done), *_agreement(done), *_control(done)]
+        parts += [reasons_told(done)]
     parts += _failed(failed)
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 
-def _how(document: Document) -> str:
+def how_measured(document: Document) -> str:
+    """Return the part of the page that tells machine, versions and method."""
     machine, settings = document["machine"], document["settings"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     row = document["rows"][0]
@@ -86,7 +87,7 @@ def _subjects(done: Sequence[Document]) -> str:
     told = [f"- **{name}**: {words}" for name, words in ABOUT.items() if name in names]
     note = "`density` is the share of the inner channels that stays; the first layer's and all that residual "
     note += "streams share stay whole (depgraph chooses among those too)."
-    return "\n".join(["## What was timed", "", note, "", *told, "", _table(list(rows.values()))])
+    return "\n".join(["## What was timed", "", note, "", *told, "", table(list(rows.values()))])
 
 
 def _tables(done: Sequence[Document]) -> list[str]:
@@ -111,7 +112,7 @@ def _tables(done: Sequence[Document]) -> list[str]:
                 )
                 line[f"{head}: p50, ms"] = f"{1000 * row['latency_s']['p50']:.3g}"
                 line[f"{head}: speedup (95 %)"] = _speedup(row)
-        parts.append(_table(list(lines.values())))
+        parts.append(table(list(lines.values())))
         counts = [
             f"batch {document['cell']['batch']}: n = {document['rows'][0]['num_rounds']} x "
             f"{document['rows'][0]['num_samples']}"
@@ -212,7 +213,8 @@ def _control(done: Sequence[Document]) -> list[str]:
     return ["\n".join(["## The method against itself", "", told])]
 
 
-def _unstable(done: Sequence[Document]) -> list[str]:
+def reasons_told(done: Sequence[Document]) -> str:
+    """Return the part of the page that says which timings are not to be trusted, and why."""
     told: dict[str, list[str]] = {}
     for document in done:
         for row in document["rows"]:
@@ -220,9 +222,9 @@ def _unstable(done: Sequence[Document]) -> list[str]:
                 if not reason.startswith("baseline"):
                     told.setdefault(Cell(**document["cell"]).key, []).append(f"{row['subject']}: {reason}")
     if not told:
-        return ["## Stability\n\nNo timing gives a reason to distrust it."]
+        return "## Stability\n\nNo timing gives a reason to distrust it."
     lines = [f"- {key}: {'; '.join(_merged(reasons))}" for key, reasons in told.items()]
-    return ["\n".join(["## Stability", "", "Timings marked `*` and why:", "", *lines])]
+    return "\n".join(["## Stability", "", "Timings marked `*` and why:", "", *lines])
 
 
 def _merged(reasons: Sequence[str]) -> list[str]:
@@ -241,5 +243,6 @@ def _failed(failed: Sequence[Document]) -> list[str]:
     return ["\n".join(["## Cells that failed", "", "The same command tries them again.", "", *lines])]
 
 
-def _table(rows: Sequence[Mapping[str, str]]) -> str:
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return a Markdown table of rows that share their columns."""
     return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)

@@ -1,0 +1,217 @@
+"""Figures of the speedup benchmarks as SVG text or PNG bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+INK, MUTED, RULE = "#1b1f24", "#5b6470", "#d9dee5"
+STYLE: dict[Any, Any] = {  # Any: matplotlib types its keys as one long Literal
+    "axes.axisbelow": True,
+    "axes.edgecolor": MUTED,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same letters everywhere
+    "font.size": 10,
+    "grid.color": RULE,
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "svg.hashsalt": "ticket_export",  # the same numbers give the same bytes
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+}
+FAMILIES = {  # subject -> colour of its curve, marker
+    "dense": (INK, "o"),
+    "ticket": ("#0b5cad", "s"),
+    "uniform": ("#b35c00", "^"),
+    "depgraph": ("#8e44ad", "D"),
+    "unstructured": ("#00796b", "P"),
+}
+CAUSE_COLORS = ("#0b5cad", "#b35c00", "#8e44ad", "#00796b", "#b00020", "#7a6a00", "#444444", "#c2185b")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One row of a cell: MACs against time.
+
+    Attributes:
+        panel: what its panel is called, e.g. "ort-cpu, fp32".
+        subject: one of SUBJECTS.
+        batch: images per inference.
+        macs_ratio: MACs of dense / its own.
+        ratio, low, high: the speedup and its 95 % interval.
+        cause: why the speedup is not the MAC ratio, in a word or two.
+    """
+
+    panel: str
+    subject: str
+    batch: int
+    macs_ratio: float
+    ratio: float
+    low: float
+    high: float
+    cause: str
+
+
+def family_of(subject: str) -> str:
+    """Return the kind of a subject: the word before its first dash."""
+    return subject.partition("-")[0]
+
+
+def batch_curves(done: Sequence[Mapping[str, Any]]) -> str:  # Any: JSON
+    """Draw latency per image and throughput over the batch, one curve per subject, as SVG."""
+    batches = [document["cell"]["batch"] for document in done]
+    subjects = [row["subject"] for row in done[0]["rows"]]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 4.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for place, subject in enumerate(subjects):
+            rows = [document["rows"][place] for document in done]
+            color, marker = FAMILIES[family_of(subject)]
+            alike = [other for other in subjects if family_of(other) == family_of(subject)]
+            style: dict[str, Any] = {  # Any: keywords of plot
+                "color": color,
+                "marker": marker,
+                "linestyle": ("-", "--", ":", "-.")[alike.index(subject) % 4],
+                "markerfacecolor": color if alike.index(subject) == 0 else "white",
+                "label": subject,
+            }
+            left.plot(batches, [1000 * row["latency_s"]["p50"] for row in rows], **style)
+            right.plot(
+                batches,
+                [batch / row["latency_s"]["p50"] for batch, row in zip(batches, rows, strict=True)],
+                **style,
+            )
+        for axes, words in ((left, "median latency of the batch, ms"), (right, "images per second")):
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(batches, [str(batch) for batch in batches])
+            axes.set_xlabel("images in a batch")
+            axes.set_ylabel(words)
+        left.set_yscale("log")
+        right.set_ylim(bottom=0)
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=5)
+        return _svg(figure)
+
+
+def speedup_against_macs(points: Sequence[Point], title: str) -> Figure:
+    """Draw measured speedups over MAC ratios, a panel per runtime and precision, the ideal line in each.
+
+    Colour tells the cause, the marker the kind of subject, the number the batch; a bar is the 95 % interval.
+    """
+    panels = list(dict.fromkeys(point.panel for point in points))
+    causes = list(dict.fromkeys(point.cause for point in points))
+    color_by_cause = {cause: CAUSE_COLORS[i % len(CAUSE_COLORS)] for i, cause in enumerate(causes)}
+    num_columns = min(3, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    highest = 1.12 * max(max(point.macs_ratio, point.high) for point in points)
+    lowest = 0.9 * min(1.0, *(point.low for point in points))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(max(7.6, 4.9 * num_columns), 4.7 * num_rows + 1.3), layout="constrained")
+        grid = figure.subplots(num_rows, num_columns, squeeze=False)
+        for place, axes in enumerate(grid.flat):
+            if place >= len(panels):
+                axes.set_axis_off()
+                continue
+            held = [point for point in points if point.panel == panels[place]]
+            _panel(axes, panels[place], held, color_by_cause, (lowest, highest))
+        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+        figure.legend(
+            handles=_legend(points, color_by_cause), loc="outside lower left", ncols=2, fontsize=9,
+            handlelength=1.6,
+        )  # fmt: skip
+    return figure
+
+
+def _panel(
+    axes: Axes,
+    title: str,
+    points: Sequence[Point],
+    color_by_cause: Mapping[str, str],
+    limits: tuple[float, float],
+) -> None:
+    lowest, highest = limits
+    axes.plot([1, highest], [1, highest], color=INK, linewidth=1.2)
+    axes.axhline(1.0, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.text(highest, highest, "ideal: time falls as MACs ", fontsize=8, ha="right", va="bottom", color=INK)
+    axes.text(highest, 1.0, "as fast as dense ", fontsize=8, ha="right", va="top", color=MUTED)
+    for point, x in zip(points, spread(points), strict=True):
+        color = color_by_cause[point.cause]
+        axes.errorbar(
+            [x],
+            [point.ratio],
+            yerr=[[max(0.0, point.ratio - point.low)], [max(0.0, point.high - point.ratio)]],
+            color=color,
+            elinewidth=1,
+            capsize=2,
+            marker=FAMILIES[family_of(point.subject)][1],
+            markersize=6,
+            markerfacecolor=color if point.batch == 1 else "white",
+        )
+        axes.annotate(
+            str(point.batch), (x, point.ratio), xytext=(4, 3), textcoords="offset points", fontsize=7,
+            color=color,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(0.93, highest)
+    axes.set_ylim(lowest, highest)
+    ticks = [tick for tick in (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 16) if lowest <= tick <= highest]
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel("fewer MACs than dense")
+    axes.set_ylabel("measured speedup over dense")
+
+
+def spread(points: Sequence[Point]) -> list[float]:
+    """Return where points are drawn: those of one MAC ratio lie side by side, at most 3 % off."""
+    places = []
+    for point in points:
+        alike = [other for other in points if abs(other.macs_ratio / point.macs_ratio - 1) < 0.01]
+        offset = alike.index(point) - (len(alike) - 1) / 2
+        places.append(point.macs_ratio * (1 + 0.015 * offset))
+    return places
+
+
+def _legend(points: Sequence[Point], color_by_cause: Mapping[str, str]) -> list[Line2D]:
+    families = dict.fromkeys(family_of(point.subject) for point in points)
+    handles = [
+        Line2D([], [], color=color, linewidth=4, label=f"{cause} ({_count(points, cause)})")
+        for cause, color in color_by_cause.items()
+    ]
+    handles += [
+        Line2D([], [], color=INK, linestyle="none", marker=FAMILIES[name][1], label=name) for name in families
+    ]
+    words = "number: images in the batch; filled: batch 1; bar: 95 % interval"
+    return [*handles, Line2D([], [], linestyle="none", label=words)]
+
+
+def _count(points: Sequence[Point], cause: str) -> int:
+    return sum(1 for point in points if point.cause == cause)
+
+
+def _svg(figure: Figure) -> str:
+    return bytes_of(figure, "svg").decode()
+
+
+def bytes_of(figure: Figure, kind: str) -> bytes:
+    """Return the figure as "svg" or "png", without a date."""
+    buffer = BytesIO()
+    with matplotlib.rc_context(STYLE):
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(buffer, format=kind, dpi=160, metadata=metadata, facecolor="white")
+    return buffer.getvalue()

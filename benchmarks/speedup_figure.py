@@ -1,0 +1,74 @@
+"""Measured speedup against MAC ratio for every cell of a sweep, the ideal line, each point with its cause.
+
+Run:  python benchmarks/speedup_figure.py RESULT.json [RESULT.json ...] --out FIGURE [--title WORDS]
+
+Reads what speedup_sweep.py wrote and writes FIGURE.svg and FIGURE.png. Of several sweeps over one cell the
+first is drawn; the baseline and its control (dense against itself) are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from speedup.plots import Point, bytes_of, speedup_against_macs
+
+UNEXPLAINED = "no profile was taken"
+
+
+def points_of(documents: Sequence[dict[str, Any]]) -> list[Point]:  # Any: JSON
+    """Return the points of all cells that were measured, sweep 1 alone."""
+    points = []
+    for document in documents:
+        cell = document["cell"]
+        if document["state"] != "done" or cell["turn"] != 1:
+            continue
+        for row in document["rows"]:
+            if row["speedup"] is None or row["subject"] == "dense-again":
+                continue
+            cause = row.get("cause") or {}
+            points.append(
+                Point(
+                    panel=f"{cell['network']}, {cell['runtime']}, {cell['precision']}",
+                    subject=row["subject"],
+                    batch=cell["batch"],
+                    macs_ratio=row["macs_ratio"],
+                    ratio=row["speedup"]["ratio"],
+                    low=row["speedup"]["low"],
+                    high=row["speedup"]["high"],
+                    cause=cause.get("kind", UNEXPLAINED),
+                )
+            )
+    return points
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("results", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="path of the figure without its ending")
+    parser.add_argument("--title", help="[default: the machine]")
+    arguments = parser.parse_args()
+    documents = [
+        document
+        for path in arguments.results
+        for document in json.loads(path.read_text(encoding="utf-8"))["cells"]
+    ]
+    points = points_of(documents)
+    if not points:
+        print(f"{', '.join(map(str, arguments.results))}: no cell is measured", file=sys.stderr)
+        sys.exit(1)
+    machine = next(document["machine"] for document in documents if document["state"] == "done")
+    title = arguments.title or f"{machine['cpu']}, {machine['num_usable_cores']} cores"
+    figure = speedup_against_macs(points, title)
+    for kind in ("svg", "png"):
+        path = arguments.out.with_name(f"{arguments.out.name}.{kind}")
+        path.write_bytes(bytes_of(figure, kind))
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
