@@ -20,6 +20,7 @@ from typing import Any
 
 from result_files import write_results
 from speedup.cells import PRECISIONS, Cell, Settings, measure_cell, read_cell
+from speedup.networks import NETWORKS
 from speedup.page import how_measured, reasons_told, table
 from speedup.plots import batch_curves
 from speedup.saturation import (
@@ -32,7 +33,7 @@ from speedup.saturation import (
 )
 from speedup.workers import run_cells, watch
 from speedup_sweep import is_done, shown_command
-from subjects import NETWORKS, SUBJECTS, prepare
+from subjects import SUBJECTS, prepare
 
 from ticket_export.runtime.registry import RUNTIMES
 
@@ -49,6 +50,9 @@ def main() -> None:
         block_s=arguments.block_s,
         scope=arguments.scope,
         device=arguments.device,
+        profile=False,
+        engine_batches=(1, arguments.max_batch),
+        engine_builds=1,
     )
     cells = [_cell(arguments, 2**power) for power in range(arguments.max_batch.bit_length())]
     folder = arguments.out / f"batch_sweep_{arguments.machine}_cells"

@@ -23,9 +23,10 @@ from typing import Any
 
 from result_files import write_results
 from speedup.cells import PRECISIONS, Settings, cells_of, measure_cell, read_cell
+from speedup.networks import NETWORKS
 from speedup.page import page_of
 from speedup.workers import run_cells, watch
-from subjects import NETWORKS, SUBJECTS, prepare
+from subjects import SUBJECTS, prepare
 
 from ticket_export.runtime.registry import RUNTIMES
 from ticket_export.store.machine import machine_facts
@@ -41,6 +42,9 @@ def main() -> None:
         block_s=arguments.block_s,
         scope=arguments.scope,
         device=arguments.device,
+        profile=not (arguments.no_profile or arguments.self_runs),
+        engine_batches=tuple(sorted(arguments.batches)),
+        engine_builds=arguments.engine_builds,
     )
     cells = cells_of(
         turns=arguments.self_runs or arguments.repeat,
@@ -62,7 +66,6 @@ def main() -> None:
                 since_s=arguments.worker,
             )
         )
-    _prepare(arguments, settings)
     command = [sys.executable, *sys.argv, "--worker", repr(time.time())]
 
     def write() -> Path:
@@ -70,6 +73,10 @@ def main() -> None:
         page = page_of(documents, command=shown_command(), num_cells=len(cells))
         return write_results(arguments.out, theme, arguments.machine, page, {"schema": 1, "cells": documents})
 
+    if arguments.page_only:
+        print(write())
+        return
+    _prepare(arguments, settings)
     try:
         watch(command, cells, folder, cell_limit_s=arguments.cell_limit_s, after=write)
     except KeyboardInterrupt:
@@ -128,6 +135,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--samples", type=int, help="per subject and round, at least 5 [default: by time]")
     parser.add_argument("--block-s", type=float, default=0.3, help="seconds of a subject's turn in a round")
+    parser.add_argument("--no-profile", action="store_true", help="take no layer times, tell no causes")
+    parser.add_argument("--engine-builds", type=int, default=3, help="TensorRT builds to choose from")
+    parser.add_argument("--page-only", action="store_true", help="write the page of what is there")
     parser.add_argument("--device", help="of the torch runtimes, e.g. cuda:0")
     parser.add_argument("--repeat", type=int, default=1, metavar="N", help="sweep N times and compare")
     parser.add_argument("--self", dest="self_runs", type=int, metavar="N", help="time dense against itself")

@@ -33,8 +33,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from costs.shrink import torchvision_schemas
 from safetensors.torch import load_file, save_file
+from speedup.masks import inner_groups, mask_of_cost, unstructured
+from speedup.networks import NETWORKS, images, with_statistics
 from torch import Tensor, nn
 
 import ticket_export as te
@@ -42,16 +43,12 @@ from ticket_export.channels.costs import count_costs
 from ticket_export.channels.graph import ChannelGroup
 from ticket_export.channels.mask import Mask
 from ticket_export.find.imp import prunable_weights
-from ticket_export.models.load import build
 from ticket_export.seeds import stream
 from ticket_export.shrink.surgery import small_from_mask
 
-# they last as long as the reference; who imports this may have declared them
-TORCHVISION_SCHEMAS = None if hasattr(torch.ops.torchvision, "nms") else torchvision_schemas()
-
 # N images, C channels, H W pixels
 
-REVISION = 1  # of what is built here: a cache of another one is built anew
+REVISION = 2  # of what is built here: a cache of another one is built anew
 ROUNDINGS = (1, 8, 16, 32)
 EQUAL_COST = "ticket-r16"  # what the baselines cost
 SPREAD = 0.5  # a group's share lies within (1 -+ this) times the common factor
@@ -62,40 +59,6 @@ SUBJECTS = (
     *("uniform-r16", "depgraph-r16", "unstructured-90", "unstructured-same"),
 )
 ALIASES = {"dense-again": "dense"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Network:
-    """One network and the images that suit it."""
-
-    builder: str
-    image_shape: tuple[int, int, int]
-    data: str
-    num_classes: int
-    args: Mapping[str, str]
-
-    def built(self) -> nn.Module:
-        """Return it with fresh weights, equal in every call, in evaluation mode."""
-        return build(
-            self.builder, self.args, num_classes=self.num_classes, image_shape=self.image_shape
-        ).eval()
-
-
-def _network(builder: str, size: int, **args: str) -> Network:
-    data, num_classes = ("cifar10", 10) if size == 32 else ("tiny-imagenet-20", 1000)
-    return Network(
-        builder=builder, image_shape=(3, size, size), data=data, num_classes=num_classes, args=args
-    )
-
-
-NETWORKS: Mapping[str, Network] = {
-    "resnet50": _network("torchvision:resnet50", 224),
-    "resnet18-cifar": _network("zoo:resnet18", 32),
-    "resnet20-cifar": _network("zoo:resnet20", 32, shortcut="projection"),
-    "mobilenet_v2": _network("torchvision:mobilenet_v2", 224),
-    "vgg16_bn": _network("torchvision:vgg16_bn", 224),
-    "resnet18": _network("torchvision:resnet18", 224),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +80,10 @@ class Subject:
         """Return the path of its file in a precision; `prepare` has made it."""
         return self.folder / f"{precision}.onnx"
 
+    def logits(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return what the module computes in torch, in fp32 on the CPU, for the first images."""
+        return np.asarray(np.load(self.folder / "logits.npy"), dtype=np.float32)
+
     def module(self) -> nn.Module:
         """Return it as a module in fp32, in evaluation mode."""
         dense = NETWORKS[self.network].built()
@@ -124,109 +91,6 @@ class Subject:
             return te.load_bundle(self.folder / "bundle", dense).eval()
         dense.load_state_dict(load_file(self.folder / "weights.safetensors"))
         return dense.eval()
-
-
-@cache
-def images(network: str, count: int) -> tuple[Tensor, str]:
-    """Return normalised images [N, C, H, W] at the network's resolution, and what they are, in words."""
-    case = NETWORKS[network]
-    folder = os.environ.get("TICKET_EXPORT_DATA")
-    path = None if folder is None else Path(folder) / f"{case.data}.npz"
-    if path is None or not path.is_file():
-        reason = "TICKET_EXPORT_DATA is not set" if path is None else f"{path.name} is not there"
-        noise = torch.randn(count, *case.image_shape, generator=stream(0, "noise"))
-        return noise, f"{count} images of noise ({reason})"
-    with np.load(path, allow_pickle=False) as held:
-        pixels = held["train_x"]
-    chosen = torch.randperm(len(pixels), generator=stream(0, "images"))[:count]
-    x_NCHW = torch.from_numpy(pixels[chosen.numpy()]).float() / 255
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    x_NCHW = (x_NCHW - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
-    size = case.image_shape[1:]
-    words = f"{count} training images of {case.data}"
-    if tuple(x_NCHW.shape[2:]) != size:
-        words += f", upscaled from {x_NCHW.shape[-1]} to {size[-1]} pixels"
-        x_NCHW = nn.functional.interpolate(x_NCHW, size=size, mode="bilinear", antialias=True)
-    return x_NCHW, words
-
-
-def with_statistics(model: nn.Module, x_NCHW: Tensor) -> nn.Module:
-    """Give every BatchNorm the statistics of the images, so that signals keep their size."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0
-        norm.train()
-    with torch.no_grad():
-        model(x_NCHW)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return model.eval()
-
-
-def inner_groups(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
-    """Return the groups that a single layer writes, without the first layer's, which sees the image."""
-    first = groups[0].name
-    return [group for group in groups if group.is_inner and group.pinned is None and group.name != first]
-
-
-def mask_of_cost(
-    model: nn.Module,
-    groups: Sequence[ChannelGroup],
-    shares: Sequence[float],
-    *,
-    round_to: int,
-    target_macs: int,
-    macs_of: Callable[[Mask], int],
-) -> Mask:
-    """Return the mask whose widths are `shares` times one common factor, at MACs nearest to the target.
-
-    Widths are rounded to the nearest multiple of `round_to`; the channels of the largest l1 norm stay.
-
-    Args:
-        model: the dense network.
-        groups: those that shrink.
-        shares: of each group's channels, before the factor.
-        round_to: 1 for none.
-        target_macs: of one image.
-        macs_of: counts the network that a mask leaves.
-    """
-    order = [_by_norm(model, group) for group in groups]
-
-    def mask_at(factor: float) -> Mask:
-        keep_by_group = {}
-        for group, share, best_first in zip(groups, shares, order, strict=True):
-            steps = max(1, round(factor * share * group.width / round_to))
-            keep = torch.zeros(group.width, dtype=torch.bool)
-            kept = best_first[: min(group.width, steps * round_to)]
-            keep_by_group[group.name] = keep.index_fill_(0, kept, True)
-        return Mask(keep_by_group)
-
-    low, high = 0.1, 2.0 / min(shares)
-    for _ in range(14):
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if macs_of(mask_at(middle)) < target_macs else (low, middle)
-    return min((mask_at(low), mask_at(high)), key=lambda mask: abs(macs_of(mask) - target_macs))
-
-
-def _by_norm(model: nn.Module, group: ChannelGroup) -> Tensor:
-    tensors = model.state_dict()
-    norm_C = torch.zeros(group.width)
-    for member in group.producers:
-        rows = tensors[member.tensor].movedim(member.axis, 0)[member.indices.flatten()]
-        norm_C += rows.abs().flatten(1).sum(dim=1).view(group.width, -1).sum(dim=1)
-    return norm_C.argsort(descending=True, stable=True)
-
-
-def unstructured(model: nn.Module, keep_fraction: float) -> nn.Module:
-    """Set all but the largest weights of every layer to zero, in place; nothing is removed."""
-    tensors = dict(model.named_parameters())
-    weights = {name: tensors[name].detach() for name in prunable_weights(model)}
-    mask = te.magnitude_mask(weights, keep_fraction=keep_fraction, scope="layer")
-    with torch.no_grad():
-        for name, keep in mask.keep_by_parameter.items():
-            tensors[name].mul_(keep)
-    return model
 
 
 def prepare(
@@ -333,12 +197,15 @@ def _build(
         facts["shrink_rel_error"] = shrunk.report.rel_error
     te.onnx_from_module(held, folder / "fp32.onnx", image, metadata={"ticket_export.subject": name})
     costs = count_costs(held, image)
+    x_NCHW, words = images(network, NUM_STATISTICS)
+    with torch.no_grad():
+        np.save(folder / "logits.npy", held.eval()(x_NCHW).numpy())
     return facts | {
         "params": costs.params,
         "nonzero": sum(int(torch.count_nonzero(parameter)) for parameter in held.parameters()),
         "macs": costs.macs,
         "macs_ratio": macs_dense / costs.macs,
-        "statistics": images(network, NUM_STATISTICS)[1],
+        "images": words,
     }
 
 

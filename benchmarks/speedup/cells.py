@@ -15,14 +15,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from subjects import Subject, images, prepare
+import numpy as np
+from speedup.networks import images
+from subjects import NUM_STATISTICS, Subject, prepare
 
 from ticket_export.errors import TicketExportError
 from ticket_export.measure.compare import latency_row
 from ticket_export.measure.latency import measure_interleaved
-from ticket_export.measure.measurement import save_measurements
+from ticket_export.measure.measurement import Measurement, save_measurements
 from ticket_export.measure.protocol import Protocol, require_cores
+from ticket_export.measure.speedup import speedup
+from ticket_export.runtime.agreement import relative_error
 from ticket_export.runtime.registry import open_runner
+from ticket_export.store.machine import machine_facts
 
 SCHEMA = 1
 TORCH_RUNTIMES = ("torch", "torch-compile", "torch-cudagraph")
@@ -63,6 +68,9 @@ class Settings:
     block_s: float
     scope: str
     device: str | None
+    profile: bool
+    engine_batches: tuple[int, ...]
+    engine_builds: int
 
     def protocol(self, turn: int) -> Protocol:
         """Return the protocol of one turn: each has inputs and orders of its own."""
@@ -159,13 +167,23 @@ def measure_cell(
         cache_folder, cell.network, cell.density, names=settings.subjects,
         precisions=() if cell.runtime in TORCH_RUNTIMES else (cell.precision,),
     )  # fmt: skip
+    sources = {name: _source(subject, cell, settings) for name, subject in subjects.items()}
     with ExitStack() as stack:
-        runners = {name: stack.enter_context(opened) for name, opened in _runners(subjects, cell, settings)}
+        runners = {
+            name: stack.enter_context(opened) for name, opened in _runners(subjects, sources, cell, settings)
+        }
+        parity = {name: _parity(runner, subjects[name], cell.batch) for name, runner in runners.items()}
         measured = measure_interleaved(runners, batch=cell.batch, protocol=settings.protocol(cell.turn))
         more = {key: call() for key, call in (extra or {}).items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_measurements(folder / f"{cell.key}.npz", measured)
     baseline = next(iter(measured.values()))
+    causes, cause_error = {}, None
+    if settings.profile:
+        try:
+            causes = _causes(subjects, sources, measured, cell)
+        except Exception as error:  # a profiler's; the timings are worth as much without
+            cause_error = f"{type(error).__name__}: {error}"
     rows = []
     for name, measurement in measured.items():
         facts = subjects[name].facts
@@ -175,7 +193,11 @@ def measure_cell(
                 **{key: facts[key] for key in ("params", "nonzero", "macs", "macs_ratio")},
                 **latency_row(measurement, baseline),
                 "round_medians_s": measurement.round_medians_s.tolist(),
-                "parity": {} if cell.runtime in TORCH_RUNTIMES else _recorded(subjects[name], cell),
+                **parity[name],
+                "file": {} if cell.runtime in TORCH_RUNTIMES else _recorded(subjects[name], cell),
+                "settings": dict(measurement.settings),
+                "gpu": gpu_facts(measurement),
+                "cause": causes.get(name),
             }
         )
     document = {
@@ -186,7 +208,9 @@ def measure_cell(
         "machine": dict(baseline.machine),
         "device": baseline.device,
         "loads": [asdict(load) for load in baseline.loads],
+        "images": next(iter(subjects.values())).facts["images"],
         "calibration": _calibration(subjects, cell),
+        "cause_error": cause_error,
         **more,
         "rows": rows,
     }
@@ -194,26 +218,107 @@ def measure_cell(
     return document
 
 
+def _source(subject: Subject, cell: Cell, settings: Settings) -> Any:  # Any: a path or a module
+    if cell.runtime in TORCH_RUNTIMES:
+        module = subject.module()
+        return module.half() if cell.precision == "fp16" else module
+    if cell.runtime == "tensorrt":
+        return _engine(subject, cell.precision, settings)
+    return subject.onnx(cell.precision)
+
+
 def _runners(
-    subjects: Mapping[str, Subject], cell: Cell, settings: Settings
+    subjects: Mapping[str, Subject], sources: Mapping[str, Any], cell: Cell, settings: Settings
 ) -> Iterator[tuple[str, Any]]:  # Any: a Runner
-    for name, subject in subjects.items():
-        source: Any = subject.onnx(cell.precision)
-        options: dict[str, Any] = {"threads": settings.threads}
-        if cell.runtime in TORCH_RUNTIMES:
-            source = subject.module()
-            if cell.precision == "fp16":
-                source = source.half()
-            image, _ = images(cell.network, 1)
-            options |= {"example_inputs": (image.numpy(),), "device": settings.device}
-        elif cell.runtime == "tensorrt":
-            source = engine_of(subject, cell.precision)
-        yield name, open_runner(source, cell.runtime, **options)
+    options: dict[str, Any] = {"threads": settings.threads}
+    if cell.runtime in TORCH_RUNTIMES:
+        options |= {"example_inputs": _example(cell), "device": settings.device}
+    for name in subjects:
+        yield name, open_runner(sources[name], cell.runtime, **options)
 
 
-def engine_of(subject: Subject, precision: str) -> Path:
-    """Return the engine of a subject, as `build_engine` left it beside its file."""
-    return subject.folder / f"{precision}.engine"
+def _example(cell: Cell) -> tuple[Any, ...]:  # Any: arrays
+    return (images(cell.network, NUM_STATISTICS)[0].numpy(),)
+
+
+def _engine(subject: Subject, precision: str, settings: Settings) -> Path:
+    """Return the engine of a file, built on this machine the first time it is asked for."""
+    sizes = "-".join(str(batch) for batch in settings.engine_batches)
+    folder = subject.folder / f"engines-{machine_facts()['fingerprint']}"
+    path = folder / f"{precision}_b{sizes}_best-of-{settings.engine_builds}.engine"
+    if not path.is_file():
+        from ticket_export.export.engine import engine_from_onnx
+
+        folder.mkdir(exist_ok=True)
+        engine_from_onnx(
+            subject.onnx(precision), path, batches=settings.engine_batches, builds=settings.engine_builds
+        )
+    return path
+
+
+def _parity(runner: Any, subject: Subject, batch: int) -> dict[str, float]:  # Any: a Runner
+    """Return how far the runner's outputs on images are from torch's in fp32, at the batch that is timed."""
+    x_NCHW = images(subject.network, NUM_STATISTICS)[0].numpy()
+    expected_NK = subject.logits()
+    rows = np.arange(batch) % len(x_NCHW)
+    (actual_NK,) = runner.infer({name: x_NCHW[rows] for name in runner.input_specs}).values()
+    same = actual_NK.argmax(axis=1) == expected_NK[rows].argmax(axis=1)
+    return {
+        "parity_rel_error": relative_error(actual_NK, expected_NK[rows]),
+        "top1_agreement": float(same.mean()),
+    }
+
+
+def gpu_facts(measurement: Measurement) -> dict[str, Any]:  # Any: JSON
+    """Return what the GPU did while the subject was timed; empty on a CPU."""
+    if not measurement.gpu:
+        return {}
+    facts: dict[str, Any] = {"energy_per_image_j": measurement.energy_per_image_j}  # Any: JSON
+    for name in ("sm_clock_mhz", "memory_clock_mhz", "power_w", "temperature_c"):
+        known = [value for block in measurement.gpu if (value := getattr(block, name)) is not None]
+        facts[name] = float(np.mean(known)) if known else None
+    facts["throttled"] = sorted({reason for block in measurement.gpu for reason in block.throttled})
+    return facts
+
+
+def _causes(
+    subjects: Mapping[str, Subject],
+    sources: Mapping[str, Any],
+    measured: Mapping[str, Measurement],
+    cell: Cell,
+) -> dict[str, dict[str, Any]]:  # Any: modules and paths; JSON
+    """Return why each subject is as fast as it is, by the runtime's own profile of it."""
+    from ticket_export.measure.cause import Ratio, Tried
+    from ticket_export.measure.explain import explain
+
+    baseline = next(iter(measured))
+    options: dict[str, Any] = {}
+    if cell.runtime in TORCH_RUNTIMES:
+        options["example_inputs"] = _example(cell)
+    else:
+        options["files"] = {name: subject.onnx(cell.precision) for name, subject in subjects.items()}
+    tickets = [name for name in measured if name.startswith("ticket-r")]
+    tried = []
+    for name in tickets[1:]:
+        ratio = speedup(measured[baseline], measured[name])
+        tried.append(
+            Tried(
+                label=f"round_to: {name.removeprefix('ticket-r')}",
+                speedup=Ratio(ratio=ratio.ratio, low=ratio.low, high=ratio.high),
+            )
+        )
+    found = {}
+    # what other roundings gave is advice for the first ticket alone
+    for names, others in ((tickets[:1], tried), ([n for n in measured if n not in tickets[:1]], [])):
+        held = [baseline, *(name for name in names if name != baseline)]
+        if len(held) > 1:
+            found |= explain(
+                {name: sources[name] for name in held},
+                {name: measured[name] for name in held},
+                tried=others,
+                **options,
+            )
+    return {name: why.to_json() for name, why in found.items()}
 
 
 def _recorded(subject: Subject, cell: Cell) -> dict[str, str]:

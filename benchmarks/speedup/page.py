@@ -119,8 +119,20 @@ def _tables(done: Sequence[Document]) -> list[str]:
             for document in documents
         ]
         parts.append(f"{'; '.join(dict.fromkeys(counts))}.")
+        parts.append(_parity(documents))
         parts += _causes(documents)
     return parts
+
+
+def _parity(documents: Sequence[Document]) -> str:
+    rows = [row for document in documents for row in document["rows"]]
+    worst = max(rows, key=lambda row: row["parity_rel_error"])
+    least = min(rows, key=lambda row: row["top1_agreement"])
+    return (
+        f"Outputs on {documents[0]['images']} against torch in fp32 on the CPU: largest relative error "
+        f"{worst['parity_rel_error']:.1e} ({worst['subject']}), least top-1 agreement "
+        f"{least['top1_agreement']:.0%} ({least['subject']}; random weights decide by small margins)."
+    )
 
 
 def _causes(documents: Sequence[Document]) -> list[str]:
