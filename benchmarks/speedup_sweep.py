@@ -43,7 +43,7 @@ def main() -> None:
         scope=arguments.scope,
         device=arguments.device,
         profile=not (arguments.no_profile or arguments.self_runs),
-        engine_batches=tuple(sorted(arguments.batches)),
+        engine_batches=tuple(sorted(arguments.engine_batches or arguments.batches)),
         engine_builds=arguments.engine_builds,
     )
     cells = cells_of(
@@ -136,6 +136,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, help="per subject and round, at least 5 [default: by time]")
     parser.add_argument("--block-s", type=float, default=0.3, help="seconds of a subject's turn in a round")
     parser.add_argument("--no-profile", action="store_true", help="take no layer times, tell no causes")
+    parser.add_argument("--engine-batches", nargs="+", type=int, help="of one engine [default: --batches]")
     parser.add_argument("--engine-builds", type=int, default=3, help="TensorRT builds to choose from")
     parser.add_argument("--page-only", action="store_true", help="write the page of what is there")
     parser.add_argument("--device", help="of the torch runtimes, e.g. cuda:0")
