@@ -5,9 +5,9 @@ Run:  python benchmarks/gpu_proof.py --out FOLDER --machine h200          on the
       python benchmarks/gpu_proof.py --out FOLDER --dry-run               the steps, their limits and commands
 
 Each step is a process with a time limit of its own, most valuable first. What is missing is skipped with the
-reason; what fails is told and the next step goes on. Finished cells stay in the folder, so running the command
-again goes on where it ended. `gpu_proof_<machine>_<yyyy-mm>.md` tells every step; the pages of the steps and the
-figure lie beside it.
+reason; what fails is told and the next step goes on. Finished cells stay in the folder and engines in the
+cache, so running the command again goes on where it ended. `gpu_proof_<machine>_<yyyy-mm>.md` tells every
+step; the pages of the steps and the figure lie beside it.
 """
 
 from __future__ import annotations

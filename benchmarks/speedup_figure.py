@@ -46,6 +46,26 @@ def points_of(documents: Sequence[dict[str, Any]]) -> list[Point]:  # Any: JSON
     return points
 
 
+def draw(
+    documents: Sequence[dict[str, Any]], stem: Path, title: str | None = None
+) -> list[Path]:  # Any: JSON
+    """Write the figure of all measured cells as `stem`.svg and .png and return the paths, if any."""
+    points = points_of(documents)
+    if not points:
+        return []
+    document = next(document for document in documents if document["state"] == "done")
+    machine, where = document["machine"], document["device"]
+    figure = speedup_against_macs(
+        points, title or f"{machine['cpu']}, {machine['num_usable_cores']} cores, measured on {where}"
+    )
+    paths = []
+    for kind in ("svg", "png"):
+        path = stem.with_name(f"{stem.name}.{kind}")
+        path.write_bytes(bytes_of(figure, kind))
+        paths.append(path)
+    return paths
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("results", nargs="+", type=Path)
@@ -57,16 +77,11 @@ def main() -> None:
         for path in arguments.results
         for document in json.loads(path.read_text(encoding="utf-8"))["cells"]
     ]
-    points = points_of(documents)
-    if not points:
+    paths = draw(documents, arguments.out, arguments.title)
+    if not paths:
         print(f"{', '.join(map(str, arguments.results))}: no cell is measured", file=sys.stderr)
         sys.exit(1)
-    machine = next(document["machine"] for document in documents if document["state"] == "done")
-    title = arguments.title or f"{machine['cpu']}, {machine['num_usable_cores']} cores"
-    figure = speedup_against_macs(points, title)
-    for kind in ("svg", "png"):
-        path = arguments.out.with_name(f"{arguments.out.name}.{kind}")
-        path.write_bytes(bytes_of(figure, kind))
+    for path in paths:
         print(path)
 
 

@@ -26,6 +26,7 @@ from speedup.cells import PRECISIONS, Settings, cells_of, measure_cell, read_cel
 from speedup.networks import NETWORKS
 from speedup.page import page_of
 from speedup.workers import run_cells, watch
+from speedup_figure import draw
 from subjects import SUBJECTS, prepare
 
 from ticket_export.runtime.registry import RUNTIMES
@@ -68,13 +69,20 @@ def main() -> None:
         )
     command = [sys.executable, *sys.argv, "--worker", repr(time.time())]
 
+    def finished() -> Path:
+        path = write()
+        documents = [held for cell in cells if (held := read_cell(folder, cell)) is not None]
+        for figure in draw(documents, path.with_suffix("")):
+            print(figure)
+        return path
+
     def write() -> Path:
         documents = [held for cell in cells if (held := read_cell(folder, cell)) is not None]
         page = page_of(documents, command=shown_command(), num_cells=len(cells))
         return write_results(arguments.out, theme, arguments.machine, page, {"schema": 1, "cells": documents})
 
     if arguments.page_only:
-        print(write())
+        print(finished())
         return
     _prepare(arguments, settings)
     try:
@@ -83,7 +91,7 @@ def main() -> None:
         print(f"interrupted; finished cells are in {folder}, the same command goes on", file=sys.stderr)
         write()
         sys.exit(130)
-    print(write())
+    print(finished())
 
 
 def is_done(held: Mapping[str, Any] | None, settings: Settings) -> bool:  # Any: JSON
