@@ -17,32 +17,35 @@ from typing import Any
 
 from speedup.plots import Point, bytes_of, speedup_against_macs
 
-UNEXPLAINED = "no profile was taken"
+MANY_SUBJECTS = 3  # above, a panel holds one batch and points are labelled by subject
 
 
 def points_of(documents: Sequence[dict[str, Any]]) -> list[Point]:  # Any: JSON
     """Return the points of all cells that were measured, sweep 1 alone."""
+    rows = [
+        (document["cell"], row)
+        for document in documents
+        if document["state"] == "done" and document["cell"]["turn"] == 1
+        for row in document["rows"]
+        if row["speedup"] is not None and row["subject"] != "dense-again"
+    ]
+    many = len({row["subject"] for _, row in rows}) > MANY_SUBJECTS
     points = []
-    for document in documents:
-        cell = document["cell"]
-        if document["state"] != "done" or cell["turn"] != 1:
-            continue
-        for row in document["rows"]:
-            if row["speedup"] is None or row["subject"] == "dense-again":
-                continue
-            cause = row.get("cause") or {}
-            points.append(
-                Point(
-                    panel=f"{cell['network']}, {cell['runtime']}, {cell['precision']}",
-                    subject=row["subject"],
-                    batch=cell["batch"],
-                    macs_ratio=row["macs_ratio"],
-                    ratio=row["speedup"]["ratio"],
-                    low=row["speedup"]["low"],
-                    high=row["speedup"]["high"],
-                    cause=cause.get("kind", UNEXPLAINED),
-                )
+    for cell, row in rows:
+        panel = f"{cell['network']}, {cell['runtime']}, {cell['precision']}"
+        size = f"batch {cell['batch']}"
+        points.append(
+            Point(
+                panel=f"{panel}, {size}" if many else panel,
+                subject=row["subject"],
+                label=row["subject"].removeprefix("ticket-") if many else size,
+                macs_ratio=row["macs_ratio"],
+                ratio=row["speedup"]["ratio"],
+                low=row["speedup"]["low"],
+                high=row["speedup"]["high"],
+                cause=(row.get("cause") or {}).get("kind", "unknown"),
             )
+        )
     return points
 
 
@@ -56,7 +59,9 @@ def draw(
     document = next(document for document in documents if document["state"] == "done")
     machine, where = document["machine"], document["device"]
     figure = speedup_against_macs(
-        points, title or f"{machine['cpu']}, {machine['num_usable_cores']} cores, measured on {where}"
+        points,
+        title or f"{machine['cpu']}, {machine['num_usable_cores']} cores, measured on {where}",
+        "r8: kept widths are multiples of 8; bar: 95 % interval; colour: cause, by the runtime's own profile",
     )
     paths = []
     for kind in ("svg", "png"):

@@ -92,6 +92,7 @@ def main() -> None:
         write()
         sys.exit(130)
     print(finished())
+    sys.exit(any((read_cell(folder, cell) or {}).get("state") == "failed" for cell in cells))
 
 
 def is_done(held: Mapping[str, Any] | None, settings: Settings) -> bool:  # Any: JSON

@@ -34,7 +34,7 @@ def page_of(documents: Sequence[Document], *, command: str, num_cells: int) -> s
     if done:
         parts += [how_measured(done[0]), _subjects(done), *_tables(done), *_agreement(done), *_control(done)]
         parts += [reasons_told(done)]
-    parts += _failed(failed)
+    parts += _without_cause(done) + _failed(failed)
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 
@@ -142,7 +142,7 @@ def _causes(documents: Sequence[Document]) -> list[str]:
         for document in documents
         if document["cell"]["turn"] == 1
         for row in document["rows"]
-        if row.get("cause")
+        if row.get("cause") and row["subject"] != "dense-again"
     ]
     return ["\n".join(["Why, by the runtime's own profile:", "", *told])] if told else []
 
@@ -246,6 +246,15 @@ def _merged(reasons: Sequence[str]) -> list[str]:
         subject, _, reason = told.partition(": ")
         subjects.setdefault(reason, []).append(subject)
     return [f"{', '.join(names)}: {reason}" for reason, names in subjects.items()]
+
+
+def _without_cause(done: Sequence[Document]) -> list[str]:
+    told = [
+        f"- {Cell(**document['cell']).key}: {document['cause_error']}"
+        for document in done
+        if document.get("cause_error")
+    ]
+    return ["\n".join(["## Cells whose profile failed", "", *told])] if told else []
 
 
 def _failed(failed: Sequence[Document]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -38,7 +39,32 @@ FAMILIES = {  # subject -> colour of its curve, marker
     "depgraph": ("#8e44ad", "D"),
     "unstructured": ("#00796b", "P"),
 }
-CAUSE_COLORS = ("#0b5cad", "#b35c00", "#8e44ad", "#00796b", "#b00020", "#7a6a00", "#444444", "#c2185b")
+CAUSES = {  # kind of measure/cause.py -> words, colour: the same in every figure
+    "as_macs": ("the time follows the MACs", "#00796b"),
+    "faster_than_macs": ("faster than the MACs say", "#0b5cad"),
+    "floor": ("layers that did not shrink", "#b35c00"),
+    "widths": ("widths off the kernels' grid", "#b00020"),
+    "memory": ("layers bound by memory", "#8e44ad"),
+    "kernels": ("smaller kernels run less well", "#7a6a00"),
+    "reformat": ("changes of layout", "#c2185b"),
+    "launch": ("waiting for launches", "#005f73"),
+    "mixed": ("no single thing", "#6d4c41"),
+    "unresolved": ("interval too wide to say", "#9e9e9e"),
+    "unknown": ("not known: no profile", "#757575"),
+}
+OTHER_CAUSE = ("another cause", "#37474f")
+LABEL_PLACES = (
+    (6, -3),
+    (6, 6),
+    (6, -12),
+    (-6, -3),
+    (-6, 6),
+    (-6, -12),
+    (0, 12),
+    (0, -18),
+    (14, 14),
+    (14, -20),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,20 +74,25 @@ class Point:
     Attributes:
         panel: what its panel is called, e.g. "ort-cpu, fp32".
         subject: one of SUBJECTS.
-        batch: images per inference.
+        label: what is written beside it.
         macs_ratio: MACs of dense / its own.
         ratio, low, high: the speedup and its 95 % interval.
-        cause: why the speedup is not the MAC ratio, in a word or two.
+        cause: the kind of its cause, of CAUSES where it is known here.
     """
 
     panel: str
     subject: str
-    batch: int
+    label: str
     macs_ratio: float
     ratio: float
     low: float
     high: float
     cause: str
+
+
+def cause_of(point: Point) -> tuple[str, str]:
+    """Return the words and the colour of a point's cause."""
+    return CAUSES.get(point.cause, OTHER_CAUSE)
 
 
 def family_of(subject: str) -> str:
@@ -105,103 +136,115 @@ def batch_curves(done: Sequence[Mapping[str, Any]]) -> str:  # Any: JSON
         return _svg(figure)
 
 
-def speedup_against_macs(points: Sequence[Point], title: str) -> Figure:
-    """Draw measured speedups over MAC ratios, a panel per runtime and precision, the ideal line in each.
+def speedup_against_macs(points: Sequence[Point], title: str, note: str) -> Figure:
+    """Draw measured speedups over MAC ratios, panel by panel, the ideal line in each.
 
-    Colour tells the cause, the marker the kind of subject, the number the batch; a bar is the 95 % interval.
+    Colour tells the cause, the marker the kind of subject; a bar is the 95 % interval.
     """
     panels = list(dict.fromkeys(point.panel for point in points))
-    causes = list(dict.fromkeys(point.cause for point in points))
-    color_by_cause = {cause: CAUSE_COLORS[i % len(CAUSE_COLORS)] for i, cause in enumerate(causes)}
-    num_columns = min(3, len(panels))
+    num_columns = min(3, len(panels)) if len(panels) != 4 else 2
     num_rows = -(-len(panels) // num_columns)
-    highest = 1.12 * max(max(point.macs_ratio, point.high) for point in points)
-    lowest = 0.9 * min(1.0, *(point.low for point in points))
+    highest = 1.15 * max(max(point.macs_ratio, point.high) for point in points)
+    lowest = 0.93 * min(1.0, *(point.low for point in points))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(max(7.6, 4.9 * num_columns), 4.7 * num_rows + 1.3), layout="constrained")
+        figure = Figure(figsize=(max(7.6, 5.2 * num_columns), 4.6 * num_rows + 1.5), layout="constrained")
         grid = figure.subplots(num_rows, num_columns, squeeze=False)
+        drawn: list[tuple[Axes, list[Point]]] = []
         for place, axes in enumerate(grid.flat):
             if place >= len(panels):
                 axes.set_axis_off()
                 continue
             held = [point for point in points if point.panel == panels[place]]
-            _panel(axes, panels[place], held, color_by_cause, (lowest, highest))
+            _panel(axes, panels[place], held, (lowest, highest))
+            drawn.append((axes, held))
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-        figure.legend(
-            handles=_legend(points, color_by_cause), loc="outside lower left", ncols=2, fontsize=9,
-            handlelength=1.6,
-        )  # fmt: skip
+        figure.legend(handles=_legend(points, note), loc="outside lower left", ncols=2, fontsize=9,
+                      handlelength=1.6)  # fmt: skip
+        figure.draw_without_rendering()  # the places of the points on the page are known from here on
+        figure.set_layout_engine("none")
+        for axes, held in drawn:
+            _label(axes, held)
     return figure
 
 
-def _panel(
-    axes: Axes,
-    title: str,
-    points: Sequence[Point],
-    color_by_cause: Mapping[str, str],
-    limits: tuple[float, float],
-) -> None:
+def _panel(axes: Axes, title: str, points: Sequence[Point], limits: tuple[float, float]) -> None:
     lowest, highest = limits
     axes.plot([1, highest], [1, highest], color=INK, linewidth=1.2)
     axes.axhline(1.0, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.text(highest, highest, "ideal: time falls as MACs ", fontsize=8, ha="right", va="bottom", color=INK)
     axes.text(highest, 1.0, "as fast as dense ", fontsize=8, ha="right", va="top", color=MUTED)
     for point, x in zip(points, spread(points), strict=True):
-        color = color_by_cause[point.cause]
         axes.errorbar(
             [x],
             [point.ratio],
             yerr=[[max(0.0, point.ratio - point.low)], [max(0.0, point.high - point.ratio)]],
-            color=color,
+            color=cause_of(point)[1],
             elinewidth=1,
             capsize=2,
             marker=FAMILIES[family_of(point.subject)][1],
             markersize=6,
-            markerfacecolor=color if point.batch == 1 else "white",
         )
-        axes.annotate(
-            str(point.batch), (x, point.ratio), xytext=(4, 3), textcoords="offset points", fontsize=7,
-            color=color,
-        )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlim(0.93, highest)
+    axes.set_xlim(0.9, highest)
     axes.set_ylim(lowest, highest)
-    ticks = [tick for tick in (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 16) if lowest <= tick <= highest]
+    ticks = [tick for tick in (0.25, 0.5, 0.7, 1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 8, 12, 16) if tick <= highest]
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(FixedLocator(ticks))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title(title, fontsize=10, loc="left", pad=14)
     axes.set_xlabel("fewer MACs than dense")
     axes.set_ylabel("measured speedup over dense")
 
 
+def _label(axes: Axes, points: Sequence[Point]) -> None:
+    """Write each point's label at the first place beside it that no other point or label takes."""
+    places = list(zip(spread(points), [point.ratio for point in points], strict=True))
+    centres = [axes.transData.transform(place) for place in places]
+    scale = axes.get_figure(root=True).dpi / 72  # offsets are in points, centres in pixels
+    taken = [(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in centres]
+    for point, place, (x, y) in zip(points, places, centres, strict=True):
+        width, height = 4.4 * scale * len(point.label), 8 * scale
+        boxes = []
+        for right, up in LABEL_PLACES:
+            left = x + right * scale - (width if right < 0 else width / 2 if right == 0 else 0)
+            boxes.append((left, y + up * scale, left + width, y + up * scale + height))
+        chosen = next((i for i, box in enumerate(boxes) if not any(_meet(box, other) for other in taken)), 0)
+        taken.append(boxes[chosen])
+        right, up = LABEL_PLACES[chosen]
+        axes.annotate(
+            point.label, place, xytext=(right, up), textcoords="offset points", fontsize=7.5,
+            color=cause_of(point)[1], ha="right" if right < 0 else "center" if right == 0 else "left",
+        )  # fmt: skip
+
+
+def _meet(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
 def spread(points: Sequence[Point]) -> list[float]:
-    """Return where points are drawn: those of one MAC ratio lie side by side, at most 3 % off."""
+    """Return where points are drawn: those of one MAC ratio lie side by side, at most a few per cent off."""
     places = []
     for point in points:
-        alike = [other for other in points if abs(other.macs_ratio / point.macs_ratio - 1) < 0.01]
+        alike = [other for other in points if abs(other.macs_ratio / point.macs_ratio - 1) < 0.001]
         offset = alike.index(point) - (len(alike) - 1) / 2
-        places.append(point.macs_ratio * (1 + 0.015 * offset))
+        places.append(point.macs_ratio * (1 + 0.02 * offset))
     return places
 
 
-def _legend(points: Sequence[Point], color_by_cause: Mapping[str, str]) -> list[Line2D]:
-    families = dict.fromkeys(family_of(point.subject) for point in points)
+def _legend(points: Sequence[Point], note: str) -> list[Line2D]:
+    counts = Counter(cause_of(point) for point in points)
     handles = [
-        Line2D([], [], color=color, linewidth=4, label=f"{cause} ({_count(points, cause)})")
-        for cause, color in color_by_cause.items()
+        Line2D([], [], color=color, linewidth=4, label=f"{words} ({counts[words, color]})")
+        for words, color in (*CAUSES.values(), OTHER_CAUSE)
+        if counts[words, color]
     ]
+    families = dict.fromkeys(family_of(point.subject) for point in points)
     handles += [
         Line2D([], [], color=INK, linestyle="none", marker=FAMILIES[name][1], label=name) for name in families
     ]
-    words = "number: images in the batch; filled: batch 1; bar: 95 % interval"
-    return [*handles, Line2D([], [], linestyle="none", label=words)]
-
-
-def _count(points: Sequence[Point], cause: str) -> int:
-    return sum(1 for point in points if point.cause == cause)
+    return [*handles, Line2D([], [], linestyle="none", label=note)]
 
 
 def _svg(figure: Figure) -> str:
