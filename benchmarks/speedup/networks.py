@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,11 @@ from ticket_export.models.load import build
 from ticket_export.seeds import stream
 
 # they last as long as the reference; who imports this may have declared them
-TORCHVISION_SCHEMAS = None if hasattr(torch.ops.torchvision, "nms") else torchvision_schemas()
+TORCHVISION_SCHEMAS = (
+    None
+    if find_spec("torchvision") is None or hasattr(torch.ops.torchvision, "nms")
+    else torchvision_schemas()
+)
 
 # N images, C channels, H W pixels
 
