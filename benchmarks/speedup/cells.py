@@ -181,7 +181,7 @@ def measure_cell(
     causes, cause_error = {}, None
     if settings.profile:
         try:
-            causes = _causes(subjects, sources, measured, cell)
+            causes = _causes(sources, measured, cell)
         except Exception as error:  # a profiler's; the timings are worth as much without
             cause_error = f"{type(error).__name__}: {error}"
     rows = []
@@ -282,7 +282,6 @@ def gpu_facts(measurement: Measurement) -> dict[str, Any]:  # Any: JSON
 
 
 def _causes(
-    subjects: Mapping[str, Subject],
     sources: Mapping[str, Any],
     measured: Mapping[str, Measurement],
     cell: Cell,
@@ -292,11 +291,7 @@ def _causes(
     from ticket_export.measure.explain import explain
 
     baseline = next(iter(measured))
-    options: dict[str, Any] = {}
-    if cell.runtime in TORCH_RUNTIMES:
-        options["example_inputs"] = _example(cell)
-    else:
-        options["files"] = {name: subject.onnx(cell.precision) for name, subject in subjects.items()}
+    options = {"example_inputs": _example(cell)} if cell.runtime in TORCH_RUNTIMES else {}
     tickets = [name for name in measured if name.startswith("ticket-r")]
     tried = []
     for name in tickets[1:]:
