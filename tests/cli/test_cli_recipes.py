@@ -166,7 +166,14 @@ def test_a_run_ends_with_its_summary_the_report_and_the_files_to_measure(
 ) -> None:
     subjects = ("dense", "ticket@1", "ticket@2", "random@2")
     files = [
-        ExportedFile(subject=subject, replicate=replicate, precision="fp32", path=f"export/{subject}.onnx")
+        ExportedFile(
+            subject=subject,
+            replicate=replicate,
+            precision="fp32",
+            path=f"export/{subject}.onnx",
+            file_bytes=1000,
+            parity_rel_error=1e-7,
+        )
         for subject in subjects
         for replicate in (0, 1)
     ]

@@ -123,9 +123,11 @@ def _say_files(report: Report, store: Path) -> None:
     """Print where dense and the last ticket lie, for `measure`; the report lists them all."""
     from ticket_export.report.verdict import last_ticket
 
+    several = len({file.precision for file in report.exported}) > 1
     for file in report.exported:
         if file.subject in ("dense", last_ticket(report)) and file.replicate == 0:
-            typer.echo(f"{file.subject}: {store / file.path}")
+            name = f"{file.subject} {file.precision}" if several else file.subject
+            typer.echo(f"{name}: {store / file.path}")
 
 
 def _num_steps(recipe: Recipe, until: str | None) -> int:

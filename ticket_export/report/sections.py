@@ -148,7 +148,7 @@ def precisions(report: Report) -> str:
     body = "".join(
         f'<tr{_row_class(subject, report)}><th scope="row">{escape(subject)}</th>'
         + "".join(
-            f'<td data-label="{head}"><span>{_typeset(cell)}</span></td>'
+            f'<td data-label="{head}"><span>{typeset(cell)}</span></td>'
             for head, cell in zip(table.PRECISION_HEADS[1:], cells, strict=True)
         )
         + "</tr>"
@@ -156,7 +156,7 @@ def precisions(report: Report) -> str:
     )
     heads = "".join(f'<th scope="col">{head}</th>' for head in table.PRECISION_HEADS)
     return (
-        f"<h2>Precisions</h2><p class='note'>{_typeset(words.PRECISION_NOTE)}</p>"
+        f"<h2>Precisions</h2><p class='note'>{typeset(words.PRECISION_NOTE)}</p>"
         f'<table class="cards"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
     )
 
