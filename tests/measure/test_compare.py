@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ticket_export.errors import MeasureError
-from ticket_export.measure.compare import Comparison, compare, graph_speedups, latency_row
+from ticket_export.measure.compare import Comparison, compare, latency_row
 from ticket_export.measure.measurement import Measurement
 
 WriteMlp = Callable[..., Path]
@@ -134,8 +134,3 @@ def test_the_same_file_twice_mostly_shows_no_difference(write_mlp: WriteMlp) -> 
     ]
     # at 95 % one of 20 is expected to err; six or more would happen once in 3000 runs of this test
     assert verdicts.count("no difference shown") >= 15
-
-
-def test_a_runtime_without_a_choice_of_graphs_has_no_gain_by_them(write_mlp: WriteMlp) -> None:
-    models = {"dense": write_mlp("a.onnx")}
-    assert graph_speedups(models, quick(models)) == {}

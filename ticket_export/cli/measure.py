@@ -66,7 +66,7 @@ def measure(
             if raw is not None:
                 _save(files[name, size], cells[-1].comparison)
             if why:
-                cells[-1] = _explained(cells[-1].comparison, path_by_name, _batches(batch))
+                cells[-1] = _explained(cells[-1].comparison, path_by_name)
         except (TicketExportError, KeyboardInterrupt) as error:
             stop = error
             break
@@ -86,13 +86,11 @@ class _Cell:
     causes: Mapping[str, Cause]
 
 
-def _explained(comparison: Comparison, path_by_name: Mapping[str, Path], batches: Sequence[int]) -> _Cell:
-    from ticket_export.measure.compare import graph_speedups
+def _explained(comparison: Comparison, path_by_name: Mapping[str, Path]) -> _Cell:
     from ticket_export.measure.explain import explain
 
     typer.echo("profiling the layers, apart from the timing", err=True)
-    graphs = graph_speedups(path_by_name, comparison, batches=batches)
-    return _Cell(comparison, explain(path_by_name, comparison.measurements, graph_speedups=graphs))
+    return _Cell(comparison, explain(path_by_name, comparison.measurements))
 
 
 def _save(path: Path, comparison: Comparison) -> None:

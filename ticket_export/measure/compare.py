@@ -11,9 +11,9 @@ from typing import Any
 from ticket_export.errors import MeasureError
 from ticket_export.measure.latency import measure_interleaved
 from ticket_export.measure.measurement import Measurement
-from ticket_export.measure.protocol import MIN_ROUNDS, Protocol, require_cores
+from ticket_export.measure.protocol import Protocol, require_cores
 from ticket_export.measure.speedup import Speedup, speedup
-from ticket_export.runtime.registry import GRAPH_CHOICE, open_runner
+from ticket_export.runtime.registry import open_runner
 
 # seconds that the timed rounds take when `samples` is left open, whatever the number of models and rounds:
 # three batches of a pair stay well within a minute, warm-up and loading included
@@ -166,41 +166,3 @@ def compare(
         measurements=measurements,
         file_bytes={name: Path(path).stat().st_size for name, path in models.items()},
     )
-
-
-def graph_speedups(
-    models: Mapping[str, str | Path], measured: Comparison, *, batches: Sequence[int] = ()
-) -> dict[str, float]:
-    """Return how many times faster each model runs launched as one CUDA graph than kernel by kernel.
-
-    What was not measured of the two is measured now, in a run of its own: these are ratios of medians of two
-    runs, good for telling 2x from 1x, without an interval.
-
-    Args:
-        models: what was compared.
-        measured: the comparison of them.
-        batches: as for `compare`.
-
-    Returns:
-        Ratios by model; empty where the runtime leaves no choice of a graph.
-
-    Raises:
-        As `compare` does.
-    """
-    first = measured.measurements[measured.baseline]
-    if first.runtime not in GRAPH_CHOICE:
-        return {}
-    with_graph = first.settings["cuda_graph"] == "on"
-    other = compare(
-        models,
-        runtime=first.runtime,
-        batch=first.batch,
-        scope=first.scope,
-        threads=first.threads,
-        rounds=MIN_ROUNDS,
-        seed=first.protocol.seed,
-        batches=batches,
-        cuda_graph=not with_graph,
-    )
-    graph, plain = (measured, other) if with_graph else (other, measured)
-    return {name: plain.measurements[name].p50_s / graph.measurements[name].p50_s for name in models}

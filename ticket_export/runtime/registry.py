@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 # these run the source itself, all others an exported file
 MODULE_RUNTIMES = frozenset({"torch", "torch-compile", "torch-cudagraph"})
 
-# these launch a network kernel by kernel or as one CUDA graph, as they are told
-GRAPH_CHOICE = frozenset({"ort-cuda", "tensorrt"})
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
