@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+
+from ticket_export.cli import main
 
 Told = tuple[int, str, str]
 
@@ -34,22 +37,41 @@ def net(tmp_path: Path) -> str:
     return f"{tmp_path / 'net.py'}:net"
 
 
-@pytest.fixture
-def bundle(net: str, tmp_path: Path, tell: Callable[..., Told]) -> Path:
-    """A bundle of the network with three of its eight filters cut out."""
-    model = _network().eval()
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bundle of the network with three of its eight filters cut out, and its fp32 file."""
     import torch
 
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "net.py").write_text(NET, encoding="utf-8")
+    model = _network().eval()
     with torch.no_grad():
         model[0].weight[5:] = 0.0
         model[0].bias[5:] = 0.0
-    weights = tmp_path / "w.npz"
-    np.savez(weights, **{name: tensor.numpy() for name, tensor in model.state_dict().items()})
-    code, _, err = tell(
-        *("shrink", net, "--weights", weights, "--input", "1x3x8x8", "--out", tmp_path / "small")
-    )
-    assert code == 0, err
+    np.savez(folder / "w.npz", **{name: tensor.numpy() for name, tensor in model.state_dict().items()})
+    words = ("--weights", folder / "w.npz", "--input", "1x3x8x8", "--out", folder / "small")
+    for verb in (
+        ("shrink", f"{folder / 'net.py'}:net", *words),
+        ("export", folder / "small", "--out", folder),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in verb])
+        assert ended.value.code == 0
+    return folder
+
+
+@pytest.fixture
+def bundle(made_once: Path, net: str, tmp_path: Path) -> Path:
+    """The bundle, copied, its builder beside it."""
+    shutil.copytree(made_once / "small", tmp_path / "small")
+    manifest = tmp_path / "small" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(f"{made_once / 'net.py'}:net", net), encoding="utf-8")
     return tmp_path / "small"
+
+
+@pytest.fixture
+def fp32_file(made_once: Path, tmp_path: Path) -> Path:
+    return shutil.copy(made_once / "small.fp32.onnx", tmp_path / "given.onnx")
 
 
 def _network(width: int = 8) -> Any:  # Any: what exec made
@@ -129,12 +151,13 @@ def test_dense_and_ticket_go_into_one_repository_side_by_side(
 
 
 def test_the_same_export_again_adds_no_version_and_another_network_adds_one(
-    net: str, tell: Callable[..., Told], tmp_path: Path
+    net: str, fp32_file: Path, tell: Callable[..., Told], tmp_path: Path
 ) -> None:
-    words = ("export", f"net={net}", "--input", "1x3x8x8", "--to", "triton", "--out", tmp_path / "out")
-    assert tell(*words)[1].endswith("version 1\n")
-    assert tell(*words)[1].endswith("version 1\n")
-    assert tell(*words, "--arg", "width=4")[1].endswith("version 2\n")
+    words = ("--to", "triton", "--out", tmp_path / "out")
+    assert tell("export", f"net={fp32_file}", *words)[1].endswith("version 1\n")
+    assert tell("export", f"net={fp32_file}", *words)[1].endswith("version 1\n")
+    builder = (f"net={net}", "--input", "1x3x8x8", "--arg", "width=4")
+    assert tell("export", *builder, *words)[1].endswith("version 2\n")
     versions = sorted(path.name for path in (tmp_path / "out" / "triton" / "net").iterdir())
     assert versions == ["1", "2", "checksums.sha256", "config.pbtxt"]
 
@@ -260,3 +283,189 @@ def test_a_different_model_of_that_name_keeps_its_place_and_the_file_is_there(
     onnx.checker.check_model(out / "net.fp32.onnx")
     assert (out / "triton" / "net" / "config.pbtxt").read_bytes() == before
     assert [path.name for path in (out / "triton" / "net").iterdir() if path.is_dir()] == ["1"]
+
+
+@pytest.fixture
+def calibration(tmp_path: Path) -> Path:
+    images = np.random.default_rng(1).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "c.npz", train_x=images)
+    return tmp_path / "c.npz"
+
+
+def test_every_precision_of_a_bundle_is_told_with_its_error(
+    bundle: Path, calibration: Path, tell: Callable[..., Told], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ("--calibration", calibration, "--mean", "0.5,0.5,0.5", "--std", "0.3,0.3,0.3", "--to", "triton")
+    code, told, err = tell("export", bundle, "--precision", "int8,fp32,fp16", *words, "--out", out)
+    assert code == 0, err
+    lines = told.splitlines()
+    for line, precision in zip(lines[:3], ("fp32", "fp16", "int8"), strict=True):
+        path = out / f"small.{precision}.onnx"
+        assert line.startswith(f"{path}: {precision}, {path.stat().st_size:,} bytes, parity error ")
+    assert [" against its fp32 file" in line for line in lines[:3]] == [False, True, True]
+    assert "calibrated on 40 images" in lines[2]
+    served = sorted(path.name for path in (out / "triton").iterdir())
+    assert served == ["small-fp16", "small-fp32", "small-int8"]
+    exact = _logits(out / "small.fp32.onnx", IMAGES)
+    for precision, tolerance in (("fp16", 2e-2), ("int8", 0.5)):
+        error = np.abs(_logits(out / f"small.{precision}.onnx", IMAGES) - exact).max()
+        assert 0 < error <= tolerance * np.abs(exact).max()
+
+
+def test_an_onnx_file_is_converted_where_there_is_no_torch(
+    fp32_file: Path, calibration: Path, tell: Callable[..., Told], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ["export", fp32_file, "--precision", "fp16,int8", "--calibration", calibration, "--out", out]
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "from ticket_export.cli import main\n"
+        f"main({[str(word) for word in words]!r})\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["given.fp16.onnx", "given.int8.onnx"]
+    code_again, _, err = tell("export", out / "given.fp16.onnx", "--precision", "fp32", "--out", out)
+    assert code_again == 2
+    assert "fp32 is made from a network, not from a file of less precision" in err
+
+
+def test_a_file_is_never_overwritten_by_its_own_conversion(
+    relu_model: Callable[..., Path], tell: Callable[..., Told], tmp_path: Path
+) -> None:
+    path = relu_model("net.fp16")  # computes in fp32, whatever its name says
+    before = path.read_bytes()
+    code, _, err = tell("export", path, "--precision", "fp16", "--out", tmp_path)
+    assert code == 2
+    assert f"{path}: would be overwritten by its fp16 file" in err
+    assert path.read_bytes() == before
+
+
+def test_without_tensorrt_everything_else_is_written_first(
+    relu_model: Callable[..., Path],
+    bundle: Path,
+    tell: Callable[..., Told],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    out = tmp_path / "out"
+    words = ("--to", "tensorrt,triton,onnx", "--out", out)
+    code, told, err = tell("export", relu_model("dense"), f"ticket={bundle}", *words)
+    assert code == 3
+    assert "pip install ticket-export[tensorrt]" in err
+    assert "what is told above is written and complete" in err
+    assert len(told.splitlines()) == 4
+    for name in ("dense", "ticket"):
+        assert (out / "triton" / name / "1" / "model.onnx").is_file()
+    assert list(out.rglob("*.engine")) == []
+
+
+def test_engines_are_served_beside_their_onnx_twins(
+    fp32_file: Path,
+    calibration: Path,
+    tell: Callable[..., Told],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ticket_export.runtime.onnx_file import precision_from_onnx
+    from ticket_export.runtime.runner import TensorSpec
+    from ticket_export.runtime.trt_cuda import Gpu
+    from ticket_export.runtime.trt_sidecar import EngineFacts, sha256_of, write_facts
+
+    def build(onnx_path: Path, engine_path: Path, *, batches: tuple[int, ...], on_progress: Any) -> Path:
+        on_progress(f"building {engine_path.name}")
+        engine_path.write_bytes(b"ftrt" + onnx_path.name.encode())
+        facts = EngineFacts(
+            engine_sha256=sha256_of(engine_path),
+            source=onnx_path.name,
+            source_sha256=sha256_of(onnx_path),
+            precision=precision_from_onnx(onnx_path),
+            batches=batches,
+            profiles=tuple({"min": 1, "opt": batch, "max": batch} for batch in batches),
+            inputs=(TensorSpec(name="input", dtype="float32", shape=(None, 3, 8, 8)),),
+            outputs=(TensorSpec(name="logits", dtype="float32", shape=(None, 4)),),
+            gpu=Gpu(name="H200", sm="sm90", driver=None, cuda_driver="12.8", cuda_runtime="12.8"),
+            tensorrt="10.12.0",
+            polygraphy="0.49.26",
+            flags={},
+            builds=(),
+            build_seconds=1.0,
+            spread_fraction=None,
+            parity={"rel_error": 2e-4},
+            layers={},
+        )
+        write_facts(engine_path, facts)
+        return engine_path
+
+    monkeypatch.setattr("ticket_export.export.engine.engine_from_onnx", build)
+    out = tmp_path / "out"
+    words = ("--precision", "fp32,int8", "--calibration", calibration, "--out", out)
+    code, told, err = tell("export", fp32_file, "--to", "onnx,tensorrt,triton", *words)
+    assert code == 0, err
+    engine = out / "given.fp32.engine"
+    line = f"{engine}: fp32, {engine.stat().st_size} bytes, error 2.0e-04 against given.onnx, H200 (sm90)"
+    assert line in told
+    assert "building given.int8.engine" in err
+    served = sorted(path.name for path in (out / "triton").iterdir())
+    assert served == ["given-fp32", "given-fp32-trt", "given-int8", "given-int8-trt"]
+    plan = out / "triton" / "given-int8-trt" / "1" / "model_sm90.plan"
+    assert plan.read_bytes() == b"ftrtgiven.int8-trt.onnx"  # of its own file: TensorRT takes no zero points
+    zeros = {
+        name: {
+            onnx.numpy_helper.to_array(weight).dtype.name
+            for weight in onnx.load(out / f"given.{name}.onnx").graph.initializer
+            if "zero_point" in weight.name and weight.data_type != onnx.TensorProto.INT32
+        }
+        for name in ("int8", "int8-trt")
+    }
+    assert "uint8" in zeros["int8"]
+    assert zeros["int8-trt"] == {"int8"}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words", "text"),
+    [
+        ({"y": np.zeros(3)}, (), "holds [y], neither train_x nor x"),
+        ({"x": np.zeros((9, 3, 8, 8))}, (), "x of "),
+        ({"x": np.zeros((9, 192), np.uint8)}, (), "is uint8 of shape (9, 192)"),
+        ({"x": np.zeros((9, 3, 8, 8), np.float32)}, ("--mean", "0.5"), "would be applied twice"),
+        (
+            {"x": np.zeros((9, 3, 8, 8), np.uint8)},
+            ("--mean", "0.5"),
+            "--mean: 1 numbers, but the images have 3",
+        ),
+        ({"x": np.zeros((9, 3, 8, 8), np.uint8)}, ("--std", "1,0,1"), "--std: '1,0,1'"),
+        ({"x": np.zeros((9, 3, 9, 9), np.uint8)}, (), "[9, 3, 9, 9]"),
+    ],
+)
+def test_calibration_images_that_do_not_fit_are_refused(
+    arrays: dict[str, Any],
+    words: tuple[str, ...],
+    text: str,
+    fp32_file: Path,
+    tell: Callable[..., Told],
+    tmp_path: Path,
+) -> None:
+    np.savez(tmp_path / "c.npz", **arrays)
+    given = ("--precision", "int8", "--calibration", tmp_path / "c.npz")
+    code, told, err = tell("export", fp32_file, *given, *words, "--out", tmp_path / "out")
+    assert (code, told) == (2, "")
+    assert text in err
+    assert "Traceback" not in err
+
+
+def test_calibration_images_are_fed_as_in_training_and_taken_evenly(tmp_path: Path) -> None:
+    import torch
+
+    from ticket_export.cli.images import calibration_images
+    from ticket_export.data.augment import normalise
+
+    x_NCHW = np.random.default_rng(0).integers(0, 256, (1021, 3, 4, 4), dtype=np.uint8)
+    np.savez(tmp_path / "c.npz", train_x=x_NCHW)
+    found = calibration_images(tmp_path / "c.npz", "0.5,0.4,0.3", "0.2,0.3,0.1")
+    assert found.shape == (256, 3, 4, 4)
+    expected = normalise(torch.from_numpy(x_NCHW[::4]), (0.5, 0.4, 0.3), (0.2, 0.3, 0.1)).numpy()
+    assert np.abs(found - expected).max() < 1e-5

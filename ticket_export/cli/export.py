@@ -19,8 +19,11 @@ from ticket_export.errors import ExportError, TicketExportError
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from torch import Tensor, nn
 
-TARGETS = ("onnx", "triton")
+TARGETS = ("onnx", "tensorrt", "triton")
+FOR_ENGINES = "-trt"  # of an int8 file beside the one that ONNX Runtime runs
+MAX_NAMED = 8  # layers in one line
 Tell: TypeAlias = Callable[[str], None]
 
 Models = Annotated[
@@ -127,6 +130,24 @@ class _Wanted:
     images: npt.NDArray[np.float32] | None
     alone: bool
 
+    def activations(self, precision: str) -> str:
+        """Return the integers of int8: TensorRT takes no zero points, ONNX Runtime on x86 is slow without."""
+        for_engines = precision.endswith(FOR_ENGINES) or "onnx" not in self.targets
+        return "int8" if for_engines and "tensorrt" in self.targets else "uint8"
+
+    def calibration(
+        self, precision: str, names: Sequence[str], source: Source
+    ) -> dict[str, npt.NDArray[np.float32]] | None:
+        """Return the images of int8 by the name of the network's one input; None for other precisions."""
+        if self.images is None or not precision.startswith("int8"):
+            return None
+        if len(names) != 1:
+            raise ExportError(
+                f"{source.word}: has {len(names)} inputs, but --calibration holds the images of one",
+                hint="te.onnx_from_module(..., precision='int8', calibration={name: array, ...})",
+            )
+        return {names[0]: self.images}
+
     def path(self, source: Source, precision: str, suffix: str) -> Path:
         folder = self.out if self.alone else self.out / source.name
         return folder / f"{source.name}.{precision}{suffix}"
@@ -171,9 +192,17 @@ def _write(sources: Sequence[Source], wanted: _Wanted, tell: Tell) -> None:
     """Write the ONNX files of every network, then what serves them; engines, which need a GPU, come last."""
     files = {source.name: _onnx_files(source, wanted, tell) for source in sources}
     jobs = [(source, precision, path) for source in sources for precision, path in files[source.name].items()]
-    if "triton" in wanted.targets:
+    engines = "tensorrt" in wanted.targets
+    if "triton" in wanted.targets and (not engines or "onnx" in wanted.targets):
         for source, precision, path in jobs:
             _serve(path, _served_name(source, precision, files, ""), wanted, tell)
+    for source, precision, path in jobs if engines else ():
+        onnx_path = _engine_source(source, precision, path, wanted, tell)
+        engine_path = _made_place(source, precision, wanted, suffix=".engine")
+        engine = _engine(onnx_path, engine_path, wanted, tell)
+        if "triton" in wanted.targets:
+            suffix = "-trt" if "onnx" in wanted.targets else ""
+            _serve(engine, _served_name(source, precision, files, suffix), wanted, tell)
 
 
 def _served_name(source: Source, precision: str, files: Mapping[str, Mapping[str, Path]], suffix: str) -> str:
@@ -183,43 +212,73 @@ def _served_name(source: Source, precision: str, files: Mapping[str, Mapping[str
 
 
 def _onnx_files(source: Source, wanted: _Wanted, tell: Tell) -> dict[str, Path]:
-    """Write the ONNX files of one network; return them by precision."""
-    if source.kind == "onnx":
-        return _files_from_onnx(source, wanted, tell)
-    from ticket_export.export.onnx import onnx_from_module
+    """Write the ONNX files of one network; return them by precision.
 
-    network, examples = source.network()
+    A file is converted without torch, and taken as it is in its own precision.
+    """
     files = {}
+    if source.kind == "onnx":
+        from ticket_export.runtime.onnx_file import precision_from_onnx
+
+        given = Path(source.word)
+        own = precision_from_onnx(given)
+        for precision in wanted.precisions or (own,):
+            path = given if precision == own else _converted(source, precision, wanted)
+            files[precision] = path
+            tell(_onnx_line(path))
+        return files
+    network, examples = source.network()
     for precision in wanted.precisions or ("fp32",):
-        path = _made_place(source, precision, wanted)
-        files[precision] = onnx_from_module(network, path, examples, precision=precision)
-        tell(_onnx_line(path))
+        files[precision] = _exported(source, network, examples, precision, wanted)
+        tell(_onnx_line(files[precision]))
     return files
 
 
-def _files_from_onnx(source: Source, wanted: _Wanted, tell: Tell) -> dict[str, Path]:
-    """Convert a file without torch; in its own precision it is taken as it is."""
-    from ticket_export.runtime.onnx_file import precision_from_onnx
+def _exported(
+    source: Source, network: nn.Module, examples: tuple[Tensor, ...], precision: str, wanted: _Wanted
+) -> Path:
+    from ticket_export.export.onnx import onnx_from_module
+    from ticket_export.runtime.torch_eager import input_names
+
+    return onnx_from_module(
+        network,
+        _made_place(source, precision, wanted),
+        examples,
+        precision=precision.removesuffix(FOR_ENGINES),
+        calibration=wanted.calibration(precision, input_names(len(examples)), source),
+        activations=wanted.activations(precision),
+    )
+
+
+def _converted(source: Source, precision: str, wanted: _Wanted) -> Path:
+    from ticket_export.export.precision import fp16_from_onnx
+    from ticket_export.export.quantize import int8_from_onnx
+    from ticket_export.runtime.ort import OrtCpuRunner
 
     given = Path(source.word)
-    own = precision_from_onnx(given)
-    files = {}
-    for precision in wanted.precisions or (own,):
-        if precision != own:
-            raise ExportError(f"{given}: computes in {own}, not in {precision}")
-        files[precision] = given
-        tell(_onnx_line(given))
-    return files
+    path = _made_place(source, precision, wanted)
+    if path.resolve() == given.resolve():
+        raise ExportError(f"{given}: would be overwritten by its {precision} file", hint="--name another")
+    with OrtCpuRunner(given) as runner:
+        names = list(runner.input_specs)
+    images = wanted.calibration(precision, names, source)
+    if images is not None:
+        int8_from_onnx(given, path, images, activations=wanted.activations(precision))
+    elif precision == "fp16":
+        fp16_from_onnx(given, path)
+    else:
+        raise ExportError(f"{given}: {precision} is made from a network, not from a file of less precision")
+    return path
 
 
-def _made_place(source: Source, precision: str, wanted: _Wanted) -> Path:
+def _made_place(source: Source, precision: str, wanted: _Wanted, *, suffix: str = ".onnx") -> Path:
     """Return where a file goes, in a folder that is there."""
     from ticket_export.store.store import disk_errors_told
 
-    path = wanted.path(source, precision, ".onnx")
+    path = wanted.path(source, precision, suffix)
     with disk_errors_told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    typer.echo(f"exporting {source.word} in {precision}", err=True)
+    typer.echo(f"writing {path}", err=True)
     return path
 
 
@@ -239,6 +298,34 @@ def _serve(path: Path, name: str, wanted: _Wanted, tell: Tell) -> None:
     tell(f"{version}: {path.name}, served as {name!r}, version {version.name}")
 
 
+def _engine_source(source: Source, precision: str, path: Path, wanted: _Wanted, tell: Tell) -> Path:
+    """Return the ONNX file that an engine is built from: for int8 a second one."""
+    if precision != "int8" or wanted.activations(precision) == "int8" or path == Path(source.word):
+        return path
+    if source.kind == "onnx":
+        path = _converted(source, precision + FOR_ENGINES, wanted)
+    else:
+        path = _exported(source, *source.network(), precision + FOR_ENGINES, wanted)
+    tell(_onnx_line(path))
+    return path
+
+
+def _engine(onnx_path: Path, path: Path, wanted: _Wanted, tell: Tell) -> Path:
+    from ticket_export.export.engine import engine_from_onnx
+    from ticket_export.runtime.trt_sidecar import read_facts
+
+    engine_from_onnx(
+        onnx_path, path, batches=wanted.batches, on_progress=lambda text: typer.echo(text, err=True)
+    )
+    facts = read_facts(path)
+    tell(
+        f"{path}: {facts.precision}, {path.stat().st_size:,} bytes, "
+        f"error {facts.parity['rel_error']:.1e} against {onnx_path.name}, "
+        f"{facts.gpu.name} ({facts.gpu.sm}), TensorRT {facts.tensorrt}"
+    )
+    return path
+
+
 def _onnx_line(path: Path) -> str:
     """Return what the file says of itself: precision, size, errors, and what stayed in fp32."""
     from ticket_export.runtime.onnx_file import load_graph, precision_from_onnx
@@ -247,13 +334,14 @@ def _onnx_line(path: Path) -> str:
     words = [f"{path}: {precision_from_onnx(path)}", f"{path.stat().st_size:,} bytes"]
     for key, told in (
         ("parity_rel_error", "parity error {} against its torch source"),
-        ("precision_rel_error", "error {} against its fp32 file"),
-        ("top1_agreement", "top-1 agreement {}"),
+        ("precision_rel_error", "{} against its fp32 file"),
+        ("top1_agreement", "top-1 agreement {} with it"),
         ("calibration_images", "calibrated on {} images"),
     ):
         if (value := texts.get(f"ticket_export.{key}")) is not None:
             words.append(told.format(value))
     kept = json.loads(texts.get("ticket_export.fp32_layers", "[]"))
     if kept:
-        words.append(f"in fp32: {' '.join(kept)}")
+        more = f" and {len(kept) - MAX_NAMED} more" if len(kept) > MAX_NAMED else ""
+        words.append(f"kept in fp32: {' '.join(kept[:MAX_NAMED])}{more}")
     return ", ".join(words)
