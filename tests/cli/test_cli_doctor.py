@@ -330,6 +330,18 @@ def test_doctor_exits_3_when_a_needed_package_is_missing(
     assert "hint: pip install accelerate" in err
 
 
+def test_on_a_serving_box_what_is_missing_is_said_not_to_be_needed_there(
+    tell: Callable[..., Told], packages: Callable[..., None]
+) -> None:
+    packages(torch=None, matplotlib=None)
+    code, out, err = tell("doctor")
+    assert code == 3
+    assert out.splitlines()[-1].startswith("ready to run ort-cpu;")
+    assert "not installed: matplotlib, torch (measuring exported files needs none of them)" in err
+    packages(tabulate=None)
+    assert "not installed: matplotlib, tabulate, torch\n" in tell("doctor")[2]
+
+
 def test_onnxruntime_for_gpus_serves_as_onnxruntime(
     tell: Callable[..., Told], packages: Callable[..., None]
 ) -> None:
