@@ -193,3 +193,17 @@ def test_the_runtimes_of_modules_are_refused_before_anything_is_timed(
     assert "'torch-compile' runs modules, and a file is none" in err
     assert "measure.runtimes" in err
     assert "timing" not in err
+
+
+def test_energy_per_image_is_told_where_the_device_counts_it(
+    tell: Callable[..., Told], models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = ("--rounds", "5", "--samples", "5")
+    assert "energy" not in tell("measure", *models, *quick)[1]
+    told = {"dense": 1.239e-3, "ticket": 8.1e-4}
+    monkeypatch.setattr(
+        "ticket_export.measure.measurement.Measurement.energy_per_image_j", property(lambda m: told[m.name])
+    )
+    assert tell("measure", *models, *quick)[1].splitlines()[-1] == (
+        "energy, ort-cpu, batch 1: dense 1.24 mJ, ticket 0.81 mJ per image (the GPU's board, host excluded)"
+    )

@@ -93,6 +93,17 @@ def _explained(comparison: Comparison, path_by_name: Mapping[str, Path]) -> _Cel
     return _Cell(comparison, explain(path_by_name, comparison.measurements))
 
 
+def _tell_energy(comparison: Comparison) -> None:
+    """Print what an image costs, where the device counts it."""
+    from ticket_export.report.words import energy_words
+
+    measured = comparison.measurements
+    known = {name: m.energy_per_image_j for name, m in measured.items() if m.energy_per_image_j is not None}
+    if known:
+        first = measured[comparison.baseline]
+        typer.echo(f"energy, {first.runtime}, batch {first.batch}: {energy_words(known)}")
+
+
 def _save(path: Path, comparison: Comparison) -> None:
     from ticket_export.measure.measurement import save_measurements
 
@@ -118,6 +129,8 @@ def _tell(cells: Sequence[_Cell], *, why: bool, as_json: bool) -> None:
         from ticket_export.report.table import measured_table
 
         typer.echo(measured_table(rows))
+        for cell in cells:
+            _tell_energy(cell.comparison)
         for found in causes:
             typer.echo(f"\n{cause_text(found)}")
     for row in rows:
