@@ -40,6 +40,10 @@ TORCH_FREE = (
     *(
         "runtime/runner",
         "runtime/ort",
+        "runtime/ort_cuda",
+        "runtime/onnx_file",
+        "runtime/failures",
+        "runtime/offers",
         "runtime/fake",
         "runtime/layers",
         "runtime/ort_layers",

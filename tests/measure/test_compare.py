@@ -134,3 +134,31 @@ def test_the_same_file_twice_mostly_shows_no_difference(write_mlp: WriteMlp) -> 
     ]
     # at 95 % one of 20 is expected to err; six or more would happen once in 3000 runs of this test
     assert verdicts.count("no difference shown") >= 15
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_file_that_answers_in_no_number_is_refused_before_anything_is_timed(
+    write_mlp: WriteMlp, bad: float
+) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    path = write_mlp("broken.onnx")
+    model = onnx.load(path)
+    weight = numpy_helper.to_array(model.graph.initializer[-1]).copy()
+    weight[0, 3] = bad
+    model.graph.initializer[-1].CopyFrom(numpy_helper.from_array(weight, model.graph.initializer[-1].name))
+    onnx.save(model, path)
+    rounds: list[int] = []
+    with pytest.raises(MeasureError, match=r"'b': output 'x2' holds 4 of 40 values that are not finite"):
+        quick({"a": write_mlp("a.onnx"), "b": path}, on_round=lambda done, total: rounds.append(done))
+    assert rounds == []
+
+
+def test_an_engine_is_told_which_runtime_fits_it(tmp_path: Path) -> None:
+    path = tmp_path / "net.engine"
+    path.write_bytes(b"ptrt and so on")
+    with pytest.raises(
+        MeasureError, match=r"net\.engine: not an ONNX file but a TensorRT engine(.|\n)*'tensorrt'"
+    ):
+        quick({"a": path})

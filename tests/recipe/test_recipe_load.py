@@ -140,6 +140,12 @@ def test_an_impossible_value_is_told_with_its_place(override: str, told: str) ->
     assert line.startswith(told)
 
 
+def test_a_runtime_of_modules_needs_a_precision_that_modules_have() -> None:
+    (told,) = problems_of("export.precisions=[int8]", "measure.runtimes=[ort-cpu, torch-compile]")
+    assert "measure.runtimes[1]: torch-compile runs modules in fp16 or fp32, but export.precisions" in told
+    assert "holds only int8" in told
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [

@@ -9,15 +9,13 @@ from typing import Any
 
 from ticket_export.errors import DataError, RecipeError
 from ticket_export.recipe.schema import Recipe
-from ticket_export.runtime.registry import MODULE_RUNTIMES
+from ticket_export.runtime.registry import MODULE_PRECISIONS, MODULE_RUNTIMES
 from ticket_export.stages import HASHED, LATENCY_HASHED, NOT_HASHED, STAGES, StageWord, Subject
 from ticket_export.store.key import key_from_content, sha256_of_file, sha256_of_tree
 
 # What a step costs beside the others, to start the longest chain first; seconds of ResNet-20 on the digits.
 _COST: Mapping[StageWord, float] = {"train": 10.0, "find": 1.0, "shrink": 3.0, "export": 3.0, "measure": 0.5}
 EVERY_SUBJECT = "all"
-# what a module can be cast to; quantised networks exist as files only
-MODULE_PRECISIONS = frozenset({"fp32", "fp16"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

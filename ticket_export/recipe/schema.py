@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ticket_export.models.facts import ZOO_FACTS
+from ticket_export.runtime.registry import MODULE_PRECISIONS, MODULE_RUNTIMES
 
 Fraction: TypeAlias = Annotated[float, Field(gt=0.0, lt=1.0)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
@@ -300,6 +301,7 @@ class Recipe(Section):
     def _problems(self) -> Problems:
         yield from cross_problems(self.train, self.find)
         yield from peer_problems(self.model, self.find)
+        yield from runtime_problems(self.export, self.measure)
 
 
 def peer_problems(model: ModelSection, find: FindSection) -> Problems:
@@ -311,6 +313,18 @@ def peer_problems(model: ModelSection, find: FindSection) -> Problems:
                 yield (
                     f"find.controls[{find.controls.index('depgraph')}]",
                     f"torch-pruning cannot prune {model.builder} with {key} {value!r} (leave depgraph out)",
+                )
+
+
+def runtime_problems(export: ExportSection, measure: MeasureSection) -> Problems:
+    """Yield (place, text) for each runtime that runs none of the precisions: nothing of it would be shown."""
+    if MODULE_PRECISIONS.isdisjoint(export.precisions):
+        for index, runtime in enumerate(measure.runtimes):
+            if runtime in MODULE_RUNTIMES:
+                yield (
+                    f"measure.runtimes[{index}]",
+                    f"{runtime} runs modules in {' or '.join(sorted(MODULE_PRECISIONS))}, "
+                    f"but export.precisions holds only {', '.join(export.precisions)}",
                 )
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # these run the source itself, all others an exported file
 MODULE_RUNTIMES = frozenset({"torch", "torch-compile", "torch-cudagraph"})
+# what a module can be cast to; quantised networks exist as files only
+MODULE_PRECISIONS = frozenset({"fp32", "fp16"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
