@@ -1,0 +1,323 @@
+"""The latency staircase of convolutions: what one more channel costs, on this machine in one runtime.
+
+    python benchmarks/layers.py --out benchmarks/results --machine NAME [--runtime ort-cpu --precision fp32]
+
+Each network is a chain of equal convolutions, width to width, between two small 1x1 ones that fix what goes
+in and out, so that all networks take the same images. All widths of a kernel are timed in the same
+interleaved rounds. Beside the staircase stands what rounding up would give: the next multiple of 8, 16 and 32
+of every width was timed too, so that "faster although it computes more" is a measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import onnx
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from onnx import TensorProto, helper, numpy_helper
+from result_files import write_results
+from tabulate import tabulate
+
+from ticket_export.measure.latency import measure_interleaved
+from ticket_export.measure.measurement import Measurement
+from ticket_export.measure.protocol import Protocol
+from ticket_export.measure.speedup import mean_interval, speedup
+from ticket_export.runtime.registry import open_runner
+from ticket_export.store.machine import machine_facts
+
+# N images, C channels, H W pixels
+
+GRIDS = (8, 16, 32)
+ENDS = 16  # channels that go in and out of every network
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+def write_chain(path: Path, *, width: int, kernel: int, size: int, depth: int, precision: str) -> Path:
+    """Write 1x1, `depth` convolutions of `width` to `width` channels, and 1x1, each with ReLU, as ONNX."""
+    chain = _Chain(width, precision)
+    read = chain.rounded("input")
+    read = chain.convolution(read, width, ENDS, 1)
+    for _ in range(depth):
+        read = chain.convolution(read, width, width, kernel)
+    chain.convolution(read, ENDS, width, 1)
+    chain.nodes[-1].output[0] = "logits"
+    values = [
+        helper.make_tensor_value_info(name, chain.kind, ["batch", ENDS, size, size])
+        for name in ("input", "logits")
+    ]
+    graph = helper.make_graph(chain.nodes, "chain", values[:1], values[1:], chain.weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+class _Chain:
+    """Nodes and weights as they are added, in one precision; int8 is written as Q/DQ pairs."""
+
+    def __init__(self, seed: int, precision: str) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self.kind = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT
+        self._dtype = np.float16 if precision == "fp16" else np.float32
+        self._random = np.random.default_rng(seed)
+        self._int8 = precision == "int8"
+        if self._int8:
+            self.weights += [
+                numpy_helper.from_array(np.float32(0.02), "scale"),
+                numpy_helper.from_array(np.int8(0), "zero"),
+            ]
+
+    def rounded(self, name: str) -> str:
+        """Put a Q/DQ pair behind a tensor, in int8, and return the name of what is read then."""
+        if not self._int8:
+            return name
+        self.nodes.append(helper.make_node("QuantizeLinear", [name, "scale", "zero"], [f"{name}_q"]))
+        self.nodes.append(
+            helper.make_node("DequantizeLinear", [f"{name}_q", "scale", "zero"], [f"{name}_dq"])
+        )
+        return f"{name}_dq"
+
+    def convolution(self, read: str, width_out: int, width_in: int, kernel: int) -> str:
+        """Add a convolution and its ReLU and return the name of the output."""
+        place = len(self.weights)
+        shape = (width_out, width_in, kernel, kernel)
+        weight_OIHW = self._random.standard_normal(shape) * (2.0 / (width_in * kernel**2)) ** 0.5
+        weight = f"w{place}"
+        if self._int8:
+            steps_OIHW = np.clip(np.round(weight_OIHW / 0.02), -127, 127).astype(np.int8)
+            self.weights.append(numpy_helper.from_array(steps_OIHW, weight))
+            self.nodes.append(
+                helper.make_node("DequantizeLinear", [weight, "scale", "zero"], [f"{weight}_dq"])
+            )
+            weight = f"{weight}_dq"
+        else:
+            self.weights.append(numpy_helper.from_array(weight_OIHW.astype(self._dtype), weight))
+        padding = [kernel // 2] * 4
+        self.nodes.append(helper.make_node("Conv", [read, weight], [f"conv{place}"], pads=padding))
+        self.nodes.append(helper.make_node("Relu", [f"conv{place}"], [f"relu{place}"]))
+        return self.rounded(f"relu{place}")
+
+
+def timed(arguments: argparse.Namespace, kernel: int, widths: Sequence[int]) -> dict[int, Measurement]:
+    """Return the measurement of every width, all timed in the same rounds."""
+    protocol = Protocol(rounds=arguments.rounds, threads=arguments.threads, block_s=arguments.block_s)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        runners = {}
+        for width in widths:
+            path = write_chain(
+                Path(folder) / f"{width}.onnx",
+                width=width,
+                kernel=kernel,
+                size=arguments.size,
+                depth=arguments.depth,
+                precision=arguments.precision,
+            )
+            opened = open_runner(
+                path, arguments.runtime, threads=arguments.threads, batches=(arguments.batch,)
+            )
+            runners[str(width)] = stack.enter_context(opened)
+        found = measure_interleaved(runners, batch=arguments.batch, protocol=protocol)
+    return {int(name): measurement for name, measurement in found.items()}
+
+
+def cell(kernel: int, width: int, found: Mapping[int, Measurement], size: int, depth: int) -> dict[str, Any]:
+    """Return one width's numbers: seconds per convolution with their interval over the rounds, and rates."""
+    measured = found[width]
+    center, half_width = mean_interval(np.log(measured.round_medians_s / depth))
+    per_conv_s = float(np.exp(center))
+    rounded = {}
+    for grid in GRIDS:
+        above = -(-width // grid) * grid
+        if above != width and above in found:
+            gain = speedup(measured, found[above])
+            rounded[str(grid)] = {"width": above, "ratio": gain.ratio, "low": gain.low, "high": gain.high}
+    return {
+        "kernel": kernel,
+        "width": width,
+        "seconds": per_conv_s,
+        "low_s": float(np.exp(center - half_width)),
+        "high_s": float(np.exp(center + half_width)),
+        "macs_per_s": measured.batch * width * width * kernel**2 * size**2 / per_conv_s,
+        "rounded_up": rounded,  # speedup of the next multiple over this width: above 1 it is faster
+        "stable": measured.stable,
+        "reasons": list(measured.reasons),
+    }
+
+
+def grid_rows(cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return, per kernel and grid, how often the next multiple is faster, and by how much."""
+    rows = []
+    for kernel in dict.fromkeys(one["kernel"] for one in cells):
+        for grid in GRIDS:
+            gains = [
+                one["rounded_up"][str(grid)]
+                for one in cells
+                if one["kernel"] == kernel and str(grid) in one["rounded_up"]
+            ]
+            if not gains:
+                continue
+            faster = sum(gain["low"] > 1.0 for gain in gains)
+            slower = sum(gain["high"] < 1.0 for gain in gains)
+            ratios = sorted(gain["ratio"] for gain in gains)
+            rows.append(
+                (
+                    f"{kernel}x{kernel}",
+                    str(grid),
+                    str(len(gains)),
+                    f"{faster} ({faster / len(gains):.0%})",
+                    f"{slower} ({slower / len(gains):.0%})",
+                    f"{ratios[len(ratios) // 2]:.2f}x ({ratios[0]:.2f}-{ratios[-1]:.2f})",
+                )
+            )
+    return rows
+
+
+def figure(cells: Sequence[Mapping[str, Any]], title: str) -> str:
+    """Return the staircases as SVG: time per convolution and MACs per second against the width."""
+    kernels = list(dict.fromkeys(one["kernel"] for one in cells))
+    with matplotlib.rc_context({"svg.hashsalt": "ticket_export", "font.size": 9, "axes.grid": True}):
+        drawn = Figure(figsize=(9.0, 3.1 * len(kernels)), layout="constrained")
+        axes = drawn.subplots(len(kernels), 2, squeeze=False)
+        for row, kernel in zip(axes, kernels, strict=True):
+            own = [one for one in cells if one["kernel"] == kernel]
+            widths = [one["width"] for one in own]
+            _draw_time(row[0], own, widths, kernel)
+            on_grid = [width % 16 == 0 for width in widths]
+            rates = [one["macs_per_s"] / 1e9 for one in own]
+            row[1].plot(widths, rates, color="#5b6470", linewidth=0.9)
+            for wanted, marker, color, label in (
+                (True, "s", "#0b5cad", "multiples of 16"),
+                (False, ".", "#b35c00", "all others"),
+            ):
+                places = [i for i, is_on in enumerate(on_grid) if is_on == wanted]
+                row[1].plot(
+                    [widths[i] for i in places],
+                    [rates[i] for i in places],
+                    linestyle="none",
+                    marker=marker,
+                    color=color,
+                    label=label,
+                )
+            row[1].set(xlabel="channels, in and out", ylabel="GMAC/s", ylim=(0, None))
+            row[1].legend(loc="lower right", fontsize=8)
+        drawn.suptitle(title)
+        out = io.StringIO()
+        drawn.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
+
+
+def _draw_time(axes: Axes, own: Sequence[Mapping[str, Any]], widths: Sequence[int], kernel: int) -> None:
+    axes.fill_between(
+        widths, [1e3 * one["low_s"] for one in own], [1e3 * one["high_s"] for one in own],
+        step="mid", color="#0b5cad", alpha=0.25, linewidth=0, label="95 % over the rounds",
+    )  # fmt: skip
+    axes.step(widths, [1e3 * one["seconds"] for one in own], where="mid", color="#0b5cad")
+    axes.set_xticks([width for width in range(0, max(widths) + 1, 16) if width >= min(widths)])
+    axes.set(xlabel="channels, in and out", ylabel=f"ms per {kernel}x{kernel} convolution", ylim=(0, None))
+    axes.legend(loc="upper left", fontsize=8)
+
+
+def written(cells: Sequence[Mapping[str, Any]], arguments: argparse.Namespace) -> str:
+    """Write the page, the numbers and the figure, and return the page."""
+    facts = machine_facts()
+    a = arguments
+    command = (
+        f"python benchmarks/layers.py --out FOLDER --runtime {a.runtime} --precision {a.precision} "
+        f"--kernels {' '.join(map(str, a.kernels))} --widths {a.widths[0]}:{a.widths[-1]} --step {a.step} "
+        f"--size {a.size} --batch {a.batch} --depth {a.depth} --rounds {a.rounds} --block-s {a.block_s} "
+        f"--threads {a.threads} --machine {a.machine}"
+    )
+    theme = f"layers_{a.runtime}_{a.precision}"
+    unstable = sum(not one["stable"] for one in cells)
+    told = tabulate(
+        grid_rows(cells),
+        headers=("kernel", "rounded up to", "widths", "faster", "slower", "speedup: median (range)"),
+        tablefmt="github",
+        disable_numparse=True,
+    )
+    every = tabulate([_shown(one) for one in cells], headers="keys", tablefmt="github", disable_numparse=True)
+    title = f"{a.runtime}, {a.precision}, batch {a.batch}, {a.size}x{a.size} pixels, {a.threads} thread(s)"
+    page = (
+        f"# Staircase of convolution widths: {title}\n\n`{command}`; {facts['cpu']}, "
+        f"{facts['num_usable_cores']} cores; {', '.join(f'{k} {v}' for k, v in facts['packages'].items())}; "
+        f"{a.rounds} interleaved rounds of all widths; {unstable} of {len(cells)} timings unstable.\n\n"
+        "Does it pay to round a width up? Of the widths off each grid, how many run faster, and how many "
+        "slower, as the next multiple (95 % interval over the rounds):\n\n"
+        f"{told}\n\n![staircases](FIGURE)\n\n"
+        f"A network is a 1x1 convolution from {ENDS} channels, {a.depth} convolutions, and a 1x1 back to "
+        f"{ENDS}, each with ReLU; a time is the whole divided by {a.depth}.\n\n{every}\n"
+    )
+    path = write_results(a.out, theme, a.machine, page, {
+        "schema": 1, "command": command, "machine": facts, "cells": list(cells),
+    })  # fmt: skip
+    drawing = path.with_suffix(".svg")
+    drawing.write_text(figure(cells, title), encoding="utf-8")
+    page = page.replace("FIGURE", drawing.name)
+    path.write_text(page, encoding="utf-8")
+    return page
+
+
+def _shown(one: Mapping[str, Any]) -> dict[str, str]:
+    gains = {
+        f"at the next {grid}": (
+            f"{gain['ratio']:.2f}x ({gain['low']:.2f}-{gain['high']:.2f})"
+            if (gain := one["rounded_up"].get(str(grid)))
+            else "-"
+        )
+        for grid in GRIDS
+    }
+    return {
+        "kernel": f"{one['kernel']}x{one['kernel']}",
+        "width": str(one["width"]),
+        "ms": f"{1e3 * one['seconds']:.4f} ({1e3 * one['low_s']:.4f}-{1e3 * one['high_s']:.4f})",
+        "GMAC/s": f"{one['macs_per_s'] / 1e9:.1f}",
+        **gains,
+        "stable": "yes" if one["stable"] else "NO",
+    }
+
+
+def _widths(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIRST:LAST, for example 8:128")
+    return int(first), int(last)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the page, the numbers, the figure"
+    )
+    parser.add_argument("--runtime", default="ort-cpu")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--kernels", type=int, nargs="+", default=[1, 3])
+    parser.add_argument("--widths", type=_widths, default=(8, 128), metavar="FIRST:LAST")
+    parser.add_argument("--step", type=int, default=1, help="between widths; multiples of 8 are always there")
+    parser.add_argument("--size", type=int, default=14, help="height and width of the images")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--depth", type=int, default=4, help="convolutions in a row")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--block-s", type=float, default=0.02, help="seconds per width and round")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--machine", default="local", help="its name in the names of the files")
+    arguments = parser.parse_args()
+    first, last = arguments.widths
+    widths = sorted({*range(first, last + 1, arguments.step), *range(-(-first // 8) * 8, last + 1, 8)})
+    cells = []
+    for kernel in arguments.kernels:
+        print(f"timing {len(widths)} widths of a {kernel}x{kernel} convolution", flush=True)
+        found = timed(arguments, kernel, widths)
+        cells += [cell(kernel, width, found, arguments.size, arguments.depth) for width in widths]
+    print(written(cells, arguments))
+
+
+if __name__ == "__main__":
+    main()
