@@ -88,18 +88,20 @@ def test_equal_layers_in_unequal_time_are_noise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("runtime", "precision", "instruction_sets", "grid"),
+    ("runtime", "device", "precision", "instruction_sets", "grid"),
     [
-        ("ort-cpu", "fp32", ("avx2", "avx512f"), 16),
-        ("ort-cpu", "fp32", ("avx2",), 8),
-        ("torch@cpu", "fp32", ("avx512f",), 16),
-        ("ort-cuda", "fp32", ("avx512f",), 4),
-        ("tensorrt", "fp16", (), 8),
-        ("tensorrt", "int8", (), 32),
-        ("ort-cuda", "int8", (), 16),
+        ("ort-cpu", "cpu", "fp32", ("avx2", "avx512f"), 16),
+        ("ort-cpu", "cpu", "fp32", ("avx2",), 8),
+        ("ort-cpu", "cpu", "int8", ("avx512f",), 1),
+        ("torch", "cpu", "fp32", ("avx512f",), 1),
+        ("ort-cuda", "cuda:0", "fp32", ("avx512f",), 4),
+        ("tensorrt", "cuda:0", "fp16", (), 8),
+        ("tensorrt", "cuda:0", "int8", (), 32),
+        ("ort-cuda", "cuda:0", "int8", (), 16),
     ],
 )
 def test_the_grid_is_that_of_the_kernels(
-    runtime: str, precision: str, instruction_sets: tuple[str, ...], grid: int
+    runtime: str, device: str, precision: str, instruction_sets: tuple[str, ...], grid: int
 ) -> None:
-    assert width_grid(runtime, precision, instruction_sets) == grid
+    found = width_grid(runtime, device=device, precision=precision, instruction_sets=instruction_sets)
+    assert found == grid

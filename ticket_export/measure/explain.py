@@ -62,8 +62,12 @@ def explain(
     except (MeasureError, MissingDependency) as error:
         return {name: no_layer_times(ratio, error.message) for name, ratio in ratios.items()}
     first = measurements[baseline]
-    on = "@cpu" if first.device == "cpu" else ""
-    grid = width_grid(first.runtime + on, first.precision, first.machine.get("isa", ()))
+    grid = width_grid(
+        first.runtime,
+        device=first.device,
+        precision=first.precision,
+        instruction_sets=first.machine.get("isa", ()),
+    )
     return {
         name: cause(
             losses(networks[baseline], networks[name], grid=grid),

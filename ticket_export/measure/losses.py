@@ -139,16 +139,25 @@ def losses(dense: TimedNetwork, ticket: TimedNetwork, *, grid: int) -> Losses:
     )
 
 
-def width_grid(runtime: str, precision: str, instruction_sets: Iterable[str] = ()) -> int:
+def width_grid(runtime: str, *, device: str, precision: str, instruction_sets: Iterable[str] = ()) -> int:
     """Return the multiple of channels that the runtime's kernels are written for.
 
-    On a CPU it is the vector's width in floats: ONNX Runtime's blocked layout and oneDNN's pack 16 channels
-    with AVX-512 and 8 without (`NchwcBlockSize` in onnxruntime/core/mlas/lib/platform.cpp; seen in
-    benchmarks/layers.py). On an NVIDIA GPU tensor cores want multiples of 8 in fp16, 16 in int8 and 4 in
-    TF32 (NVIDIA, "Matrix Multiplication Background", requirements by precision); TensorRT packs int8
-    channels by 32 (TensorRT issue 1310).
+    ONNX Runtime's blocked layout on a CPU packs 16 channels with AVX-512 and 8 without (`NchwcBlockSize` in
+    onnxruntime/core/mlas/lib/platform.cpp). Its int8 kernels have no grid, nor has eager torch on a CPU:
+    there a width takes as long per MAC as its next multiple of 16 (benchmarks/layers.py; 2-core EPYC). On an
+    NVIDIA GPU tensor cores want multiples of 8 in fp16, 16 in int8 and 4 in TF32 (NVIDIA, "Matrix
+    Multiplication Background", requirements by precision); TensorRT packs int8 channels by 32 (TensorRT
+    issue 1310).
+
+    Args:
+        runtime: its registered name.
+        device: where it runs, e.g. "cpu" or "cuda:0".
+        precision: what it computes in.
+        instruction_sets: of the CPU.
     """
-    if runtime == "ort-cpu" or runtime.endswith("@cpu"):
+    if device == "cpu":
+        if precision == "int8" or runtime != "ort-cpu":
+            return 1
         return 16 if any(name.startswith("avx512") for name in instruction_sets) else 8
     if precision == "int8":
         return 32 if runtime == "tensorrt" else 16
