@@ -88,7 +88,8 @@ class ScriptedCuda:
         return self._next_handle
 
     def _allocate(self, pointer: Any, size: ctypes.c_size_t, kind: str) -> int:
-        if sum(s for a, s in self.sizes.items() if self.live[a] == "device") + size.value > self.memory_limit:
+        held = sum(num_bytes for address, num_bytes in self.sizes.items() if self.live[address] == "device")
+        if kind == "device" and held + size.value > self.memory_limit:
             return OUT_OF_MEMORY
         buffer = (ctypes.c_byte * size.value)()
         address = ctypes.addressof(buffer)

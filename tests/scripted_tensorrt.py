@@ -44,6 +44,7 @@ class Script:
     """
 
     cuda: ScriptedCuda
+    trt_version: str = VERSIONS[-1]
     latency_s: Callable[[int, int], float] = lambda build, batch: 1e-4 * batch
     bias: Callable[[int], float] = lambda build: 0.0
     fail: str | None = None
@@ -66,7 +67,7 @@ def install(monkeypatch: pytest.MonkeyPatch, version: str) -> Script:
     """Return the script of a GPU and a TensorRT that the package finds until the test ends."""
     from ticket_export.runtime import trt_cuda
 
-    script = Script(cuda=ScriptedCuda())
+    script = Script(cuda=ScriptedCuda(), trt_version=version)
     for name in [name for name in sys.modules if name.split(".")[0] == "polygraphy"]:
         monkeypatch.delitem(sys.modules, name)  # it remembers the tensorrt that it has seen first
     monkeypatch.setitem(sys.modules, "tensorrt", scripted_tensorrt(version, script))

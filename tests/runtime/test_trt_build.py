@@ -74,22 +74,22 @@ def test_strong_types_are_asked_for_where_there_are_and_flags_only_where_not(
             told[version, precision] = (script.network_flags, script.builder_flags)
     # NetworkDefinitionCreationFlag: EXPLICIT_BATCH is bit 0 of 8.6; STRONGLY_TYPED bit 1 of 10, bit 0 of 11
     assert told == {
-        (OLD, "fp32"): ([1], [set()]),
-        (OLD, "fp16"): ([1], [{"FP16"}]),
-        (OLD, "int8"): ([1], [{"INT8"}]),
-        **{(MIDDLE, precision): ([2], [set()]) for precision in files},
-        **{(NEW, precision): ([1], [set()]) for precision in files},
+        (OLD, "fp32"): ([1], [{"TF32"}]),
+        (OLD, "fp16"): ([1], [{"TF32", "FP16"}]),
+        (OLD, "int8"): ([1], [{"TF32", "INT8"}]),
+        **{(MIDDLE, precision): ([2], [{"TF32"}]) for precision in files},
+        **{(NEW, precision): ([1], [{"TF32"}]) for precision in files},
     }
 
 
-def test_tf32_is_off_unless_asked_for_and_the_sidecar_says_so(
+def test_tf32_is_on_unless_refused_and_the_sidecar_says_so(
     script: Script, linear_onnx: MakeLinear, tmp_path: Path
 ) -> None:
-    off = build_engine(linear_onnx(), tmp_path / "off.engine", BuildSettings(builds=1))
-    on = build_engine(linear_onnx(), tmp_path / "on.engine", BuildSettings(builds=1, tf32=True))
+    off = build_engine(linear_onnx(), tmp_path / "off.engine", BuildSettings(builds=1, tf32=False))
+    on = build_engine(linear_onnx(), tmp_path / "on.engine", BuildSettings(builds=1))
     assert [("TF32" in flags) for flags in script.builder_flags] == [False, True]
     assert (off.flags["tf32"], off.parity["tolerance"]) == (False, 1e-4)
-    assert (on.flags["tf32"], on.parity["tolerance"]) == (True, 2e-2)
+    assert (on.flags["tf32"], on.parity["tolerance"]) == (True, 1e-2)
 
 
 def test_each_batch_has_a_profile_tuned_for_it_that_takes_what_lies_below(
@@ -168,7 +168,7 @@ def test_the_builds_are_timed_in_turns(newest: Script, linear_onnx: MakeLinear, 
     assert changes >= trt_build.NUM_ROUNDS
 
 
-@pytest.mark.parametrize("wrong", [1e-2, float("nan"), float("inf")])
+@pytest.mark.parametrize("wrong", [5e-2, float("nan"), float("inf")])
 def test_a_build_that_computes_something_else_is_not_kept_though_it_is_faster(
     newest: Script, linear_onnx: MakeLinear, tmp_path: Path, wrong: float
 ) -> None:
@@ -183,8 +183,8 @@ def test_an_engine_whose_builds_all_differ_from_the_file_is_not_written(
     newest: Script, linear_onnx: MakeLinear, tmp_path: Path
 ) -> None:
     file = linear_onnx()
-    newest.bias = lambda build: 1e-2
-    with pytest.raises(ParityError, match=r"not written: relative error .*e-02.* is above 0.0001") as caught:
+    newest.bias = lambda build: 5e-2
+    with pytest.raises(ParityError, match=r"not written: relative error .*e-02.* is above 0.01") as caught:
         build_engine(file, tmp_path / "a.engine", BuildSettings())
     assert caught.value.exit_code == 1
     assert list(tmp_path.iterdir()) == [file]
@@ -315,7 +315,7 @@ def test_a_failure_tells_what_tensorrt_logged(
         ({"batches": ()}, r"batches are \[\]"),
         ({"batches": (0, 8)}, r"batches are \[0, 8\]"),
         ({"batches": (1, 10**9)}, r"batches are \[1, 1000000000\], but must be 1 to 65536"),
-        ({"device": "cpu"}, "runs on a GPU, got device 'cpu'"),
+        ({"device": "cpu"}, "runs on a CUDA device, got 'cpu'"),
         ({"device": "cuda:3"}, "invalid device ordinal"),
     ],
 )

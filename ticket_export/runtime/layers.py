@@ -224,51 +224,19 @@ def _by_ort_cuda(source: Source, inputs: Sequence[Array], threads: int, device: 
     )
 
 
+def _by_tensorrt(source: Source, inputs: Sequence[Array], threads: int, device: str | None) -> LayerProfiler:
+    from ticket_export.runtime.trt import open_tensorrt
+
+    runner = open_tensorrt(_path(source), threads=threads, device=device, batches=(len(inputs[0]),))
+    return runner.profiler(dict(zip(runner.input_specs, inputs, strict=True)))
+
+
 def _by_torch(source: Source, inputs: Sequence[Array], threads: int, device: str | None) -> LayerProfiler:
     if isinstance(source, (str, Path)):
         raise MeasureError(f"runtime 'torch' runs an nn.Module, got the file {source}")
     from ticket_export.runtime.torch_layers import ModuleProfiler
 
     return ModuleProfiler(source, inputs, threads=threads, device=device)
-
-
-class EngineProfiler:
-    """An engine in its runner, which profiles on request."""
-
-    def __init__(self, path: Path, inputs: Sequence[Array], *, threads: int, device: str | None) -> None:
-        from ticket_export.runtime.trt import open_tensorrt
-
-        self._runner = open_tensorrt(path, threads=threads, device=device, batches=(len(inputs[0]),))
-        self._inputs = dict(zip(self._runner.input_specs, inputs, strict=True))
-        self._turns: list[tuple[int, list[LayerTime]]] = []
-
-    def run(self, times: int) -> None:
-        """Profile `times` inferences; the runner leaves out its own warm-up."""
-        self._turns.append((times, self._runner.layer_times(self._inputs, num_inferences=times)))
-
-    def finish(self, skipped_runs: int) -> LayerProfile:
-        """Return every layer's median over the turns that lie behind the skipped runs."""
-        done = np.cumsum([times for times, _ in self._turns])
-        turns = [turn for turn, end in zip(self._turns, done, strict=True) if end > skipped_runs]
-        seconds: dict[tuple[str, str], list[float]] = {}
-        for _, layers in turns:
-            for layer in layers:
-                seconds.setdefault((layer.name, layer.op), []).append(layer.seconds)
-        return LayerProfile(
-            layers=tuple(
-                LayerTime(name=name, op=op, seconds=median_s(own)) for (name, op), own in seconds.items()
-            ),
-            between_s=None,
-            num_runs=sum(times for times, _ in turns),
-        )
-
-    def close(self) -> None:
-        """Free the engine."""
-        self._runner.__exit__(None, None, None)
-
-
-def _by_tensorrt(source: Source, inputs: Sequence[Array], threads: int, device: str | None) -> LayerProfiler:
-    return EngineProfiler(_path(source), inputs, threads=threads, device=device)
 
 
 def _path(source: Source) -> Path:

@@ -9,22 +9,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
 from ticket_export.errors import MeasureError
-from ticket_export.runtime.layers import LayerTime
+from ticket_export.runtime.layers import WARMUP_RUNS, LayerTime
 from ticket_export.runtime.onnx_file import ENGINE_SUFFIXES
-from ticket_export.runtime.runner import Array, require_inputs, require_scope, require_threads
+from ticket_export.runtime.runner import Array, cuda_index, require_inputs, require_scope, require_threads
 from ticket_export.runtime.trt_build import BuildSettings, build_engine
-from ticket_export.runtime.trt_cuda import Cuda, gpu_index
-from ticket_export.runtime.trt_layers import kinds_by_name
+from ticket_export.runtime.trt_cuda import Cuda
+from ticket_export.runtime.trt_layers import EngineProfiler
 from ticket_export.runtime.trt_network import checked_batches, read_source
 from ticket_export.runtime.trt_session import Session, throughput_seconds
 from ticket_export.runtime.trt_sidecar import layers_path, require_usable
 from ticket_export.runtime.trt_version import require_tensorrt
 
 MAX_STREAMS = 16
-WARMUP_PROFILES = 3
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +58,7 @@ class TensorRtRunner:
         require_threads(threads)
         self.threads = threads
         self._trt = require_tensorrt()
-        self._cuda = Cuda(gpu_index(device))
+        self._cuda = Cuda(cuda_index("tensorrt", device))
         self.device = f"cuda:{self._cuda.index}"
         self.path = engine_path
         self.facts, self._engine_bytes = require_usable(
@@ -147,8 +144,19 @@ class TensorRtRunner:
         throughput_seconds(executions, num_inferences=streams)  # every graph has been launched once
         return num_inferences / throughput_seconds(executions, num_inferences=num_inferences)
 
+    def profiler(self, inputs: Mapping[str, Array]) -> EngineProfiler:
+        """Return what profiles the layers at these inputs; timing in between starts with new buffers.
+
+        Raises:
+            MeasureError: the inputs do not fit.
+            DeviceError: the GPU ran out of memory or was lost.
+        """
+        require_inputs(str(self.path), self.input_specs, inputs)
+        self._session.drop_executions()
+        return EngineProfiler(self._session, inputs, layers_path(self.path))
+
     def layer_times(self, inputs: Mapping[str, Array], *, num_inferences: int = 20) -> list[LayerTime]:
-        """Return the median seconds of every layer, in the order of execution, without the CUDA graph.
+        """Return the seconds of every layer, in the order of execution, without the CUDA graph.
 
         Events around every layer slow the whole down: the sum is more than `time_once` tells.
 
@@ -156,18 +164,9 @@ class TensorRtRunner:
             MeasureError: the inputs do not fit, or TensorRT cannot profile.
             DeviceError: the GPU ran out of memory or was lost.
         """
-        require_inputs(str(self.path), self.input_specs, inputs)
-        profiler = self._session.profiler()
-        with_graph, self._session.cuda_graph = self._session.cuda_graph, False
-        try:  # a context of its own, because a profiler stays with its context
-            self._session.drop_executions()
-            execution = self._session.execution(inputs)
-            execution.load(inputs)
-            runs = [execution.layer_calls(profiler) for _ in range(WARMUP_PROFILES + num_inferences)]
-        finally:
-            self._session.cuda_graph = with_graph
-            self._session.drop_executions()
-        return _layer_medians(runs[WARMUP_PROFILES:], kinds_by_name(layers_path(self.path)))
+        profiler = self.profiler(inputs)
+        profiler.run(WARMUP_RUNS + num_inferences)
+        return list(profiler.finish(WARMUP_RUNS).layers)
 
     def renew(self) -> None:
         """Load the engine anew; the old one goes only then, so that memory moves."""
@@ -182,16 +181,6 @@ class TensorRtRunner:
             name=str(self.path),
             cuda_graph=self._cuda_graph,
         )
-
-
-def _layer_medians(runs: Sequence[Sequence[tuple[str, float]]], kinds: Mapping[str, str]) -> list[LayerTime]:
-    """Return one LayerTime per name: the median over the runs of what its calls take together."""
-    names = list(dict.fromkeys(name for run in runs for name, _ in run))
-    totals_s = {name: [sum(s for called, s in run if called == name) for run in runs] for name in names}
-    return [
-        LayerTime(name=name, op=kinds.get(name, "?"), seconds=float(np.median(totals_s[name])))
-        for name in names
-    ]
 
 
 def open_tensorrt(
@@ -226,7 +215,7 @@ def open_tensorrt(
     if path.suffix in ENGINE_SUFFIXES:
         return TensorRtRunner(path, threads=threads, device=device, cuda_graph=cuda_graph)
     trt = require_tensorrt()
-    cuda = Cuda(gpu_index(device))
+    cuda = Cuda(cuda_index("tensorrt", device))
     source = read_source(path)
     wanted = set(checked_batches(batches, source))
     version, gpu = str(trt.__version__), cuda.gpu()

@@ -96,10 +96,6 @@ class Cuda:
             cuda_runtime=_version_text(runtime.value),
         )
 
-    def synchronize(self) -> None:
-        """Wait until the device has done all its work."""
-        self.call("cudaDeviceSynchronize")
-
     def _error(self, function: str, status: int) -> Exception:
         name = _text(self._library.cudaGetErrorName, status)
         words = f"cuda:{self.index}: {function}: {name} ({_text(self._library.cudaGetErrorString, status)})"
@@ -233,18 +229,6 @@ class Event:
     def free(self) -> None:
         """Destroy the event."""
         self._cuda.call("cudaEventDestroy", self._handle)
-
-
-def gpu_index(device: str | None) -> int:
-    """Return the index of "cuda" or "cuda:N"; None is the first GPU.
-
-    Raises:
-        MeasureError: another kind of device, or no number.
-    """
-    words = re.fullmatch(r"cuda(?::(\d+))?", "cuda" if device is None else device)
-    if words is None:
-        raise MeasureError(f"runtime 'tensorrt' runs on a GPU, got device {device!r}", hint="give cuda:0")
-    return int(words[1] or 0)
 
 
 @functools.cache

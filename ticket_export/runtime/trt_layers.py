@@ -1,12 +1,16 @@
-"""What the engine inspector tells about an engine's layers, in one form for every TensorRT."""
+"""An engine's layers: what the inspector tells about them, and how long each takes."""
 
 from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from ticket_export.runtime.layers import LayerProfile, LayerTime, median_s
+from ticket_export.runtime.runner import Array
+from ticket_export.runtime.trt_session import Session
 
 # Layers that only change how a tensor lies in memory: the price of widths or types that do not fit a kernel.
 REFORMAT_KIND = "Reformat"
@@ -48,3 +52,40 @@ def kinds_by_name(layers_file: Path) -> dict[str, str]:
         return {str(layer["Name"]): str(layer.get("LayerType", "?")) for layer in layers}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+class EngineProfiler:
+    """One engine under TensorRT's IProfiler, at fixed inputs, without a CUDA graph.
+
+    Args:
+        session: the engine.
+        inputs: arrays [N, ...] by input name.
+        layers_file: the inspector's list, which tells each layer's kind.
+    """
+
+    def __init__(self, session: Session, inputs: Mapping[str, Array], layers_file: Path) -> None:
+        self._session = session
+        self._execution, self._profiler = session.profiled_execution(inputs)
+        self._kinds = kinds_by_name(layers_file)
+        self._runs: list[list[tuple[str, float]]] = []
+
+    def run(self, times: int) -> None:
+        """Run the engine `times` times."""
+        self._runs += [self._execution.layer_calls(self._profiler) for _ in range(times)]
+
+    def finish(self, skipped_runs: int) -> LayerProfile:
+        """Free the buffers, and return the medians over all runs but the first `skipped_runs`."""
+        self._execution.free()
+        runs = self._runs[skipped_runs:]
+        names = list(dict.fromkeys(name for run in runs for name, _ in run))
+        totals_s = {name: [sum(s for called, s in run if called == name) for run in runs] for name in names}
+        layers = tuple(
+            LayerTime(name=name, op=self._kinds.get(name, "?"), seconds=median_s(totals_s[name]))
+            for name in names
+        )
+        return LayerProfile(layers=layers, between_s=None, num_runs=len(runs))
+
+    def close(self) -> None:
+        """Free the engine: the runner that made the profiler cannot run afterwards."""
+        self._execution.free()
+        self._session.close()

@@ -141,8 +141,7 @@ def builder_flags(
     """Return what the builder is told, by name; the sidecar keeps it.
 
     With strong types the file decides everything. Without them (8.6) a file's fp16 tensors and Q/DQ pairs
-    are only followed where the flags FP16 and INT8 allow it. `tf32` is off unless asked for: fp32 then means
-    fp32, and not products of inputs rounded to 10 bits.
+    are only followed where the flags FP16 and INT8 allow it.
     """
     strong = has_strong_types(trt)
     return {
@@ -215,6 +214,13 @@ def _parsable_bytes(source: OnnxSource, *, opset: int) -> bytes:
 
     try:
         model = onnx.version_converter.convert_version(onnx.load(source.path), opset)
+        for node in model.graph.node:
+            if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum":
+                # the converter makes the axes an attribute again, but leaves this one of opset 18
+                kept = [entry for entry in node.attribute if entry.name != "noop_with_empty_axes"]
+                del node.attribute[:]
+                node.attribute.extend(kept)
+        onnx.checker.check_model(model)
     except Exception as error:  # the converter's errors share no base class but Exception
         raise MeasureError(
             f"{source.path}: opset {source.opset} cannot be rewritten as {opset}, the newest that this "

@@ -74,7 +74,8 @@ class Session:
         shapes = {name: tuple(inputs[name].shape) for name in self.input_specs}
         key = (tuple(shapes.values()), lane)
         if key not in self._executions:
-            self._executions[key] = Execution(self, shapes, self.profile_for(shapes))
+            profile = self.profile_for(shapes)
+            self._executions[key] = Execution(self, shapes, profile, graph=self.cuda_graph)
         return self._executions[key]
 
     def profile_for(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -108,8 +109,8 @@ class Session:
             inspector.execution_context = context
         return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
-    def profiler(self) -> Any:  # Any: TensorRT's objects have no types
-        """Return an IProfiler that keeps (layer, seconds) pairs in `calls`."""
+    def profiled_execution(self, inputs: Mapping[str, Array]) -> tuple[Execution, Any]:  # Any: an IProfiler
+        """Return an execution of its own, without a graph, and the IProfiler with its layers' `calls`."""
         base = self._trt.IProfiler
 
         class Profiler(base):  # type: ignore[misc, valid-type]
@@ -120,7 +121,13 @@ class Session:
             def report_layer_time(self, layer_name: str, ms: float) -> None:
                 self.calls.append((layer_name, float(ms) / 1000.0))
 
-        return Profiler()
+        shapes = {name: tuple(inputs[name].shape) for name in self.input_specs}
+        execution = Execution(self, shapes, self.profile_for(shapes), graph=False)
+        execution.load(inputs)
+        profiler = Profiler()
+        execution.context.enqueue_emits_profile = False  # else the host waits for every layer
+        execution.context.profiler = profiler
+        return execution, profiler
 
     def drop_executions(self) -> None:
         """Free buffers, streams and contexts; a GPU that is lost has freed them already."""
@@ -150,7 +157,9 @@ class Session:
 class Execution:
     """One engine at fixed input shapes: a context, a stream, pinned and device buffers, and the graph."""
 
-    def __init__(self, session: Session, shapes: Mapping[str, tuple[int, ...]], profile: int) -> None:
+    def __init__(
+        self, session: Session, shapes: Mapping[str, tuple[int, ...]], profile: int, *, graph: bool
+    ) -> None:
         self.name = session.name
         self._cuda = session.cuda
         self._owned: list[DeviceMemory | PinnedArray | Stream | Graph | Event] = []
@@ -167,7 +176,7 @@ class Execution:
             self._output_names = list(session.output_specs)
             self._enqueue()  # TensorRT finishes a shape's set-up in its first run, which cannot be recorded
             self.stream.synchronize()
-            if session.cuda_graph:
+            if graph:
                 self._graph = self._own(self._captured())
         except TicketExportError:
             with contextlib.suppress(DeviceError):
@@ -228,9 +237,7 @@ class Execution:
             self._enqueue()
 
     def layer_calls(self, profiler: Any) -> list[tuple[str, float]]:  # Any: an IProfiler
-        """Return (layer, seconds) of one inference, without the graph, in the order of execution."""
-        self.context.enqueue_emits_profile = False  # else the host waits for every layer
-        self.context.profiler = profiler
+        """Return (layer, seconds) of one inference of a profiled execution, in the order of execution."""
         profiler.calls.clear()
         self._enqueue()
         self.stream.synchronize()
