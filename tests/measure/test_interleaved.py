@@ -3,12 +3,14 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ticket_export.errors import DeviceError, MeasureError
+from ticket_export.measure.equal import _free_bytes
 from ticket_export.measure.latency import measure_interleaved
 from ticket_export.measure.protocol import Protocol
 from ticket_export.runtime.fake import FakeRunner
@@ -225,6 +227,25 @@ def test_answers_of_unequal_shapes_are_refused_where_the_specs_leave_them_free()
 def test_an_absurd_batch_is_refused_at_once_with_the_memory_it_needs(batch: int) -> None:
     with pytest.raises(DeviceError, match=rf"inputs of batch {batch} need .* GB, and .* GB are free"):
         measure_interleaved({"a": image_runner()}, batch=batch, protocol=QUICK)
+
+
+def test_the_free_memory_is_the_smaller_one_of_machine_and_container(tmp_path: Path) -> None:
+    assert _free_bytes(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   5 kB\n", encoding="ascii")
+    assert _free_bytes(tmp_path) == 5 * 1024
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.current").write_text("1000\n", encoding="ascii")
+    for limit, free in (("max", 5 * 1024), ("4000", 3000), ("9999999", 5 * 1024)):
+        (group / "memory.max").write_text(f"{limit}\n", encoding="ascii")
+        assert _free_bytes(tmp_path) == free
+
+
+def test_inputs_that_numpy_cannot_hold_are_an_error_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ticket_export.measure.equal._free_bytes", lambda: None)
+    with pytest.raises(DeviceError, match="'a': out of memory for the inputs: Unable to allocate"):
+        measure_interleaved({"a": image_runner()}, batch=1 << 47, protocol=QUICK)
 
 
 def test_integer_inputs_get_zeros_and_ones() -> None:

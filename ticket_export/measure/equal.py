@@ -59,12 +59,18 @@ def require_sound_outputs(
         inputs_for: the same arrays under the given runner's input names.
 
     Raises:
+        DeviceError: memory runs out, or a device is lost.
         MeasureError: a runner fails, an output holds a value that is not finite, or two subjects answer in
             unequal types or shapes.
     """
     first_name, first_text = "", ""
     for name, runner in runners.items():
-        outputs = runner.infer(inputs_for(runner))
+        try:
+            outputs = runner.infer(inputs_for(runner))
+        except MemoryError as error:  # numpy's, for the inputs
+            raise DeviceError(
+                f"{name!r}: out of memory for the inputs: {error}", hint="measure a smaller batch"
+            ) from error
         for output, array in outputs.items():
             if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
                 bad = int(np.count_nonzero(~np.isfinite(array)))
@@ -102,15 +108,17 @@ def _num_elements(shape: tuple[int, ...]) -> int:
     return product
 
 
-def _free_bytes() -> int | None:
-    """Return what Linux says can be had without swapping; None on another system."""
-    path = Path("/proc/meminfo")
-    if not path.is_file():
-        return None
-    for line in path.read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+def _free_bytes(root: Path = Path("/")) -> int | None:
+    """Return what Linux says can be had, of the machine and of the container; None on another system."""
+    meminfo, group = root / "proc/meminfo", root / "sys/fs/cgroup"
+    free = []
+    if meminfo.is_file():
+        lines = meminfo.read_text(encoding="ascii").splitlines()
+        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.is_file() and used.is_file() and (text := limit.read_text(encoding="ascii").strip()) != "max":
+        free.append(int(text) - int(used.read_text(encoding="ascii")))
+    return min(free) if free else None
 
 
 def _same_outputs(ours: list[TensorSpec], theirs: list[TensorSpec]) -> bool:
