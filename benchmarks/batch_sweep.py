@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from result_files import write_results
-from speedup.cells import PRECISIONS, Cell, Settings, measure_cell, read_cell
+from speedup.cells import PRECISIONS, TORCH_RUNTIMES, Cell, Settings, measure_cell, read_cell
 from speedup.networks import NETWORKS
 from speedup.page import how_measured, reasons_told, table
 from speedup.plots import batch_curves
@@ -60,7 +60,7 @@ def main() -> None:
         sys.exit(_work(cells, folder, arguments, settings))
     prepare(
         arguments.cache, arguments.network, arguments.density, names=arguments.subjects,
-        precisions=(arguments.precision,),
+        forms=() if arguments.runtime in TORCH_RUNTIMES else (_cell(arguments, 1).form,),
         tell=lambda words: print(words, file=sys.stderr, flush=True),
     )  # fmt: skip
     command = [sys.executable, *sys.argv, "--worker", repr(time.time())]

@@ -90,7 +90,7 @@ def steps_of(arguments: argparse.Namespace) -> list[Step]:
     build = Step(
         name="build the networks",
         words=(str(HERE / "subjects.py"), str(arguments.cache), "--networks", *networks, "--subjects", *pair,
-               "--precisions", *precisions),
+               "--forms", "fp32", "fp16", "int8" if on_cpu else "int8-symmetric"),
         limit_s=150, beside=True,
     )  # fmt: skip
     tests = Step(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from result_files import write_results
-from speedup.cells import PRECISIONS, Settings, cells_of, measure_cell, read_cell
+from speedup.cells import PRECISIONS, TORCH_RUNTIMES, Settings, cells_of, measure_cell, read_cell
 from speedup.networks import NETWORKS
 from speedup.page import page_of
 from speedup.workers import run_cells, watch
@@ -107,14 +107,23 @@ def _prepare(arguments: argparse.Namespace, settings: Settings) -> None:
     """Build and convert before anything is timed; what cannot be made fails again in its cells, by name."""
     for network in arguments.networks:
         for density in arguments.densities:
-            for precision in arguments.precisions:
+            for form in forms_of(arguments):
                 try:
                     prepare(
-                        arguments.cache, network, density, names=settings.subjects, precisions=(precision,),
+                        arguments.cache, network, density, names=settings.subjects, forms=(form,),
                         tell=lambda words: print(words, file=sys.stderr, flush=True),
                     )  # fmt: skip
                 except Exception as error:  # told by the cells; the others can still be measured
-                    print(f"{network} {precision}: {type(error).__name__}: {error}", file=sys.stderr)
+                    print(f"{network} {form}: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def forms_of(arguments: argparse.Namespace) -> list[str]:
+    """Return the forms of files that the cells will run, each once."""
+    cells = cells_of(
+        turns=1, networks=["any"], densities=[1.0], runtimes=arguments.runtimes,
+        precisions=arguments.precisions, batches=[1],
+    )  # fmt: skip
+    return list(dict.fromkeys("fp32" if cell.runtime in TORCH_RUNTIMES else cell.form for cell in cells))
 
 
 def shown_command() -> str:

@@ -55,7 +55,7 @@ def row(subject: str, ratio: float | None, half_width: float = 0.05, **changes: 
         "subject": subject, "params": 10**6, "nonzero": 10**6, "macs": 10**8, "macs_ratio": 2.0,
         "latency_s": {"p50": 0.01, "p90": 0.011}, "throughput_per_s": 100.0, "speedup": speedup,
         "stable": True, "reasons": [], "num_rounds": 5, "num_samples": 5, "parity_rel_error": 1e-7,
-        "top1_agreement": 1.0, "cause": None, **changes,
+        "top1_agreement": 1.0, "cause": None, "file": {}, **changes,
     }  # fmt: skip
 
 
@@ -82,6 +82,14 @@ def test_a_sweep_has_a_cell_for_every_combination_but_int8_in_torch() -> None:
         ("ort-cpu", "fp32"), ("ort-cpu", "int8"), ("torch", "fp32"),
     }  # fmt: skip
     assert len({one.key for one in cells}) == len(cells)
+
+
+def test_gpu_runtimes_take_int8_around_zero_and_processors_unsigned() -> None:
+    forms = {
+        runtime: Cell(turn=1, network=NETWORK, density=0.5, runtime=runtime, precision="int8", batch=1).form
+        for runtime in ("ort-cpu", "ort-cuda", "tensorrt")
+    }
+    assert forms == {"ort-cpu": "int8", "ort-cuda": "int8-symmetric", "tensorrt": "int8-symmetric"}
 
 
 def test_irregular_and_uniform_widths_meet_the_same_macs() -> None:

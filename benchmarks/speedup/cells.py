@@ -31,6 +31,7 @@ from ticket_export.store.machine import machine_facts
 
 SCHEMA = 1
 TORCH_RUNTIMES = ("torch", "torch-compile", "torch-cudagraph")
+GPU_FILE_RUNTIMES = ("tensorrt", "ort-cuda")
 PRECISIONS = ("fp32", "fp16", "int8")
 
 
@@ -50,6 +51,12 @@ class Cell:
         """The stem of its files."""
         words = (self.network, f"d{self.density:g}", self.runtime, self.precision, f"b{self.batch}")
         return "_".join((*words, f"run{self.turn}"))
+
+    @property
+    def form(self) -> str:
+        """The form of the files it runs, of `subjects.FORMS`."""
+        on_gpu = self.runtime in GPU_FILE_RUNTIMES
+        return "int8-symmetric" if on_gpu and self.precision == "int8" else self.precision
 
     @property
     def place(self) -> tuple[str, float, str, str, int]:
@@ -165,7 +172,7 @@ def measure_cell(
     start_s = time.time()
     subjects = prepare(
         cache_folder, cell.network, cell.density, names=settings.subjects,
-        precisions=() if cell.runtime in TORCH_RUNTIMES else (cell.precision,),
+        forms=() if cell.runtime in TORCH_RUNTIMES else (cell.form,),
     )  # fmt: skip
     sources = {name: _source(subject, cell, settings) for name, subject in subjects.items()}
     with ExitStack() as stack:
@@ -223,8 +230,8 @@ def _source(subject: Subject, cell: Cell, settings: Settings) -> Any:  # Any: a 
         module = subject.module()
         return module.half() if cell.precision == "fp16" else module
     if cell.runtime == "tensorrt":
-        return _engine(subject, cell.precision, settings)
-    return subject.onnx(cell.precision)
+        return _engine(subject, cell.form, settings)
+    return subject.onnx(cell.form)
 
 
 def _runners(
@@ -241,17 +248,17 @@ def _example(cell: Cell) -> tuple[Any, ...]:  # Any: arrays
     return (images(cell.network, NUM_STATISTICS)[0].numpy(),)
 
 
-def _engine(subject: Subject, precision: str, settings: Settings) -> Path:
+def _engine(subject: Subject, form: str, settings: Settings) -> Path:
     """Return the engine of a file, built on this machine the first time it is asked for."""
     sizes = "-".join(str(batch) for batch in settings.engine_batches)
     folder = subject.folder / f"engines-{machine_facts()['fingerprint']}"
-    path = folder / f"{precision}_b{sizes}_best-of-{settings.engine_builds}.engine"
+    path = folder / f"{form}_b{sizes}_best-of-{settings.engine_builds}.engine"
     if not path.is_file():
         from ticket_export.export.engine import engine_from_onnx
 
         folder.mkdir(exist_ok=True)
         engine_from_onnx(
-            subject.onnx(precision), path, batches=settings.engine_batches, builds=settings.engine_builds
+            subject.onnx(form), path, batches=settings.engine_batches, builds=settings.engine_builds
         )
     return path
 
@@ -320,7 +327,7 @@ def _recorded(subject: Subject, cell: Cell) -> dict[str, str]:
     """Return what the file itself says of its errors."""
     import onnx
 
-    proto = onnx.load(subject.onnx(cell.precision), load_external_data=False)
+    proto = onnx.load(subject.onnx(cell.form), load_external_data=False)
     start = "ticket_export."
     return {
         entry.key.removeprefix(start): entry.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, TypeAlias
@@ -128,10 +129,17 @@ def _parity(documents: Sequence[Document]) -> str:
     rows = [row for document in documents for row in document["rows"]]
     worst = max(rows, key=lambda row: row["parity_rel_error"])
     least = min(rows, key=lambda row: row["top1_agreement"])
+    kept = {
+        row["subject"]: len(json.loads(row["file"]["fp32_layers"]))
+        for row in rows
+        if row["file"].get("fp32_layers", "[]") != "[]"
+    }
+    in_fp32 = ", ".join(f"{subject} {count}" for subject, count in kept.items())
     return (
         f"Outputs on {documents[0]['images']} against torch in fp32 on the CPU: largest relative error "
         f"{worst['parity_rel_error']:.1e} ({worst['subject']}), least top-1 agreement "
         f"{least['top1_agreement']:.0%} ({least['subject']}; random weights decide by small margins)."
+        + (f" Layers that the parity gate keeps in fp32: {in_fp32}." if kept else "")
     )
 
 
