@@ -13,8 +13,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from scripted_tensorrt import VERSIONS, install
 
 from ticket_export.cli import main
+from ticket_export.runtime.trt_sidecar import read_facts
 
 Told = tuple[int, str, str]
 
@@ -363,57 +365,33 @@ def test_without_tensorrt_everything_else_is_written_first(
     assert list(out.rglob("*.engine")) == []
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 def test_engines_are_served_beside_their_onnx_twins(
+    version: str,
     fp32_file: Path,
     calibration: Path,
     tell: Callable[..., Told],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from ticket_export.runtime.onnx_file import precision_from_onnx
-    from ticket_export.runtime.runner import TensorSpec
-    from ticket_export.runtime.trt_cuda import Gpu
-    from ticket_export.runtime.trt_sidecar import EngineFacts, sha256_of, write_facts
-
-    def build(onnx_path: Path, engine_path: Path, *, batches: tuple[int, ...], on_progress: Any) -> Path:
-        on_progress(f"building {engine_path.name}")
-        engine_path.write_bytes(b"ftrt" + onnx_path.name.encode())
-        facts = EngineFacts(
-            engine_sha256=sha256_of(engine_path),
-            source=onnx_path.name,
-            source_sha256=sha256_of(onnx_path),
-            precision=precision_from_onnx(onnx_path),
-            batches=batches,
-            profiles=tuple({"min": 1, "opt": batch, "max": batch} for batch in batches),
-            inputs=(TensorSpec(name="input", dtype="float32", shape=(None, 3, 8, 8)),),
-            outputs=(TensorSpec(name="logits", dtype="float32", shape=(None, 4)),),
-            gpu=Gpu(name="H200", sm="sm90", driver=None, cuda_driver="12.8", cuda_runtime="12.8"),
-            tensorrt="10.12.0",
-            polygraphy="0.49.26",
-            flags={},
-            builds=(),
-            build_seconds=1.0,
-            spread_fraction=None,
-            parity={"rel_error": 2e-4},
-            layers={},
-        )
-        write_facts(engine_path, facts)
-        return engine_path
-
-    monkeypatch.setattr("ticket_export.export.engine.engine_from_onnx", build)
+    install(monkeypatch, version)
     out = tmp_path / "out"
     words = ("--precision", "fp32,int8", "--calibration", calibration, "--out", out)
     code, told, err = tell("export", fp32_file, "--to", "onnx,tensorrt,triton", *words)
     assert code == 0, err
-    engine = out / "given.fp32.engine"
-    line = f"{engine}: fp32, {engine.stat().st_size} bytes, error 2.0e-04 against given.onnx, H200 (sm90)"
-    assert line in told
-    assert "building given.int8.engine" in err
+    for precision, source in (("fp32", "given"), ("int8", "given.int8-trt")):
+        engine = out / f"given.{precision}.engine"
+        facts = read_facts(engine)
+        told_of_it = next(line for line in told.splitlines() if line.startswith(f"{engine}: "))
+        assert f"{engine.stat().st_size:,} bytes, error " in told_of_it
+        assert f"against {source}.onnx, {facts.gpu.name} ({facts.gpu.sm}), TensorRT {version}" in told_of_it
+        assert facts.source == f"{source}.onnx"
+        plan = out / "triton" / f"given-{precision}-trt" / "1" / f"model_{facts.gpu.sm}.plan"
+        assert plan.read_bytes() == engine.read_bytes()
+    assert "max_batch_size: 8" in (out / "triton" / "given-int8-trt" / "config.pbtxt").read_text()
     served = sorted(path.name for path in (out / "triton").iterdir())
     assert served == ["given-fp32", "given-fp32-trt", "given-int8", "given-int8-trt"]
-    plan = out / "triton" / "given-int8-trt" / "1" / "model_sm90.plan"
-    assert plan.read_bytes() == b"ftrtgiven.int8-trt.onnx"  # of its own file: TensorRT takes no zero points
-    zeros = {
+    zeros = {  # TensorRT takes no zero points, ONNX Runtime on x86 is slow without
         name: {
             onnx.numpy_helper.to_array(weight).dtype.name
             for weight in onnx.load(out / f"given.{name}.onnx").graph.initializer

@@ -227,6 +227,12 @@ def _parsable_bytes(source: OnnxSource, *, opset: int) -> bytes:
             f"TensorRT reads: {error}",
             hint="TensorRT 10 or newer reads the file as it is",
         ) from error
+    for node in model.graph.node:
+        # only opset 18 on knows it; beside axes, which the converter has made an attribute, it says nothing
+        kept = [attribute for attribute in node.attribute if attribute.name != "noop_with_empty_axes"]
+        if len(kept) < len(node.attribute) and any(attribute.name == "axes" for attribute in kept):
+            del node.attribute[:]
+            node.attribute.extend(kept)
     return bytes(model.SerializeToString())
 
 
