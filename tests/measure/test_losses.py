@@ -92,7 +92,7 @@ def test_equal_layers_in_unequal_time_are_noise() -> None:
     [
         ("ort-cpu", "cpu", "fp32", ("avx2", "avx512f"), 16),
         ("ort-cpu", "cpu", "fp32", ("avx2",), 8),
-        ("ort-cpu", "cpu", "int8", ("avx512f",), 1),
+        ("ort-cpu", "cpu", "int8", ("avx512f",), 4),
         ("torch", "cpu", "fp32", ("avx512f",), 1),
         ("ort-cuda", "cuda:0", "fp32", ("avx512f",), 4),
         ("tensorrt", "cuda:0", "fp16", (), 8),

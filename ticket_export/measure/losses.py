@@ -143,11 +143,11 @@ def width_grid(runtime: str, *, device: str, precision: str, instruction_sets: I
     """Return the multiple of channels that the runtime's kernels are written for.
 
     ONNX Runtime's blocked layout on a CPU packs 16 channels with AVX-512 and 8 without (`NchwcBlockSize` in
-    onnxruntime/core/mlas/lib/platform.cpp). Its int8 kernels have no grid, nor has eager torch on a CPU:
-    there a width takes as long per MAC as its next multiple of 16 (benchmarks/layers.py; 2-core EPYC). On an
-    NVIDIA GPU tensor cores want multiples of 8 in fp16, 16 in int8 and 4 in TF32 (NVIDIA, "Matrix
-    Multiplication Background", requirements by precision); TensorRT packs int8 channels by 32 (TensorRT
-    issue 1310).
+    onnxruntime/core/mlas/lib/platform.cpp); its int8 kernels take multiples of 4, and further rounding gains
+    nothing (benchmarks/layers.py, 2-core EPYC). Eager torch on a CPU has none: 47 channels take as long per
+    MAC as 48. On an NVIDIA GPU tensor cores want multiples of 8 in fp16, 16 in int8 and 4 in TF32 (NVIDIA,
+    "Matrix Multiplication Background", requirements by precision); TensorRT packs int8 channels by 32
+    (TensorRT issue 1310).
 
     Args:
         runtime: its registered name.
@@ -156,8 +156,10 @@ def width_grid(runtime: str, *, device: str, precision: str, instruction_sets: I
         instruction_sets: of the CPU.
     """
     if device == "cpu":
-        if precision == "int8" or runtime != "ort-cpu":
+        if runtime != "ort-cpu":
             return 1
+        if precision == "int8":
+            return 4
         return 16 if any(name.startswith("avx512") for name in instruction_sets) else 8
     if precision == "int8":
         return 32 if runtime == "tensorrt" else 16
