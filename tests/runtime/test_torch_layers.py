@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ticket_export.runtime.layers import profile_layers
-from ticket_export.runtime.torch_layers import costs_of_module
+from ticket_export.runtime.torch_layers import _layers_of_run, costs_of_module
 
 
 class Two(nn.Module):
@@ -61,3 +64,24 @@ def test_costs_are_counted_by_hand(images: np.ndarray) -> None:
     conv, depthwise, _ = costs.layers
     assert (conv.width_in, conv.width_out, conv.depthwise, depthwise.depthwise) == (3, 8, False, True)
     assert conv.num_bytes == 4 * (2 * 3 * 36 + 8 * 27 + 2 * 8 * 36)
+
+
+@dataclass
+class Event:
+    """What torch's profiler tells of one call: its kernels in microseconds and the calls within."""
+
+    name: str
+    kernels: list[SimpleNamespace] = field(default_factory=list)
+    cpu_children: list[Event] = field(default_factory=list)
+
+
+def test_on_a_gpu_a_layer_is_its_kernels_and_the_ranges_own_shadow_does_not_count() -> None:
+    def kernel(microseconds: float) -> SimpleNamespace:
+        return SimpleNamespace(duration=microseconds)
+
+    convolution = Event("aten::conv2d", [], [Event("aten::cudnn_convolution", [kernel(7.0), kernel(5.0)])])
+    layer = Event("ticket_export.layer conv", [kernel(12.0)], [convolution])
+    whole = Event("ticket_export.inference", [kernel(15.0)], [layer, Event("aten::add", [kernel(3.0)])])
+    total_s, layers = _layers_of_run(whole, on_gpu=True)  # type: ignore[arg-type]
+    assert total_s == pytest.approx(15e-6)
+    assert layers == {("conv", ""): pytest.approx(12e-6), ("aten::add", "aten::add"): pytest.approx(3e-6)}

@@ -24,8 +24,9 @@ from ticket_export.runtime.runner import Array
 if TYPE_CHECKING:
     from torch.autograd.profiler_util import FunctionEvent
 
-_WHOLE = "ticket_export.inference"
-_LAYER = "ticket_export.layer "
+_OURS = "ticket_export."
+_WHOLE = f"{_OURS}inference"
+_LAYER = f"{_OURS}layer "
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -70,7 +71,9 @@ class ModuleProfiler:
                     self._module(*self._inputs)
                 if on_gpu:
                     torch.cuda.synchronize(self._device)
-        wholes = [event for event in told.events() if event.name == _WHOLE]
+        wholes = [
+            event for event in told.events() if event.name == _WHOLE and event.device_type.name == "CPU"
+        ]
         self._runs += [_layers_of_run(whole, on_gpu=on_gpu) for whole in wholes]
 
     def finish(self, skipped_runs: int) -> LayerProfile:
@@ -161,16 +164,26 @@ def _tell_profiler(leaf: nn.Module, name: str) -> None:
 
 def _layers_of_run(whole: FunctionEvent, *, on_gpu: bool) -> tuple[float, dict[tuple[str, str], float]]:
     """Return the seconds of a whole inference and of each layer in it."""
-
-    def seconds(event: FunctionEvent) -> float:
-        return float(event.device_time_total if on_gpu else event.cpu_time_total) / 1e6
-
+    seconds = _kernel_s if on_gpu else _host_s
     found: dict[tuple[str, str], float] = {}
     for child in whole.cpu_children:
         name = child.name.removeprefix(_LAYER)
         place = (name, name if child.name == name else "")
         found[place] = found.get(place, 0.0) + seconds(child)
     return seconds(whole), found
+
+
+def _host_s(event: FunctionEvent) -> float:
+    return float(event.cpu_time_total) / 1e6
+
+
+def _kernel_s(event: FunctionEvent) -> float:
+    """Return the device seconds of all kernels started within an event.
+
+    The ranges themselves also appear on the device, and would count their kernels twice.
+    """
+    own = 0.0 if event.name.startswith(_OURS) else sum(kernel.duration for kernel in event.kernels) / 1e6
+    return float(own + sum(_kernel_s(child) for child in event.cpu_children))
 
 
 def _on(device: torch.device, dtype: torch.dtype, array: Array) -> Tensor:
