@@ -39,7 +39,7 @@ class Script:
     Attributes:
         latency_s: seconds of one inference, by number of the build and batch.
         bias: what the n-th build's outputs are off by.
-        fail: "parse", "build", "memory", "context", "capture" or "run": what goes wrong.
+        fail: "builder", "parse", "build", "memory", "load", "context", "capture" or "run": what goes wrong.
         interrupt_build: number of the build in which the user presses Ctrl-C.
     """
 
@@ -254,6 +254,8 @@ def _building(trt: Any, script: Script) -> dict[str, type]:
 
     class Builder:
         def __init__(self, logger: Any) -> None:
+            if script.fail == "builder":
+                raise TypeError("pybind11::init(): factory function returned nullptr")
             self._logger = logger
 
         def create_network(self, flags: int = 0) -> INetworkDefinition:
@@ -414,9 +416,9 @@ def _running(trt: Any, script: Script) -> dict[str, type]:
         def __init__(self, logger: Any) -> None:
             self._logger = logger
 
-        def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine:
+        def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
             script.deserialized += 1
-            return ICudaEngine(bytes(serialized_engine))
+            return None if script.fail == "load" else ICudaEngine(bytes(serialized_engine))
 
     class IProfiler:
         def __init__(self) -> None:

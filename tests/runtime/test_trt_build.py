@@ -284,6 +284,8 @@ def test_the_sidecar_tells_where_the_engine_comes_from(
 @pytest.mark.parametrize(
     ("fail", "kind", "words"),
     [
+        ("builder", MeasureError, "cannot build an engine .*factory function returned nullptr"),
+        ("load", MeasureError, "TensorRT cannot load the engine"),
         ("parse", MeasureError, "cannot build an engine .*Could not parse ONNX.*unsupported operator"),
         ("build", MeasureError, "cannot build an engine .*no implementation"),
         ("memory", DeviceError, "the GPU is out of memory"),

@@ -176,7 +176,6 @@ def engine_bytes_from_source(
         DeviceError: memory ran out meanwhile.
     """
     from polygraphy.backend.trt import create_config, engine_bytes_from_network, network_from_onnx_bytes
-    from polygraphy.exception import PolygraphyException
 
     model_bytes = _parsable_bytes(source, opset=int(flags["onnx_opset"]))
     forget_messages()
@@ -198,7 +197,7 @@ def engine_bytes_from_source(
         loaded = timing_cache != b"" and _load_cache(config, timing_cache)
         serialized = engine_bytes_from_network((builder, network), config=config)
         return Built(bytes(memoryview(serialized)), _serialized_cache(config), loaded)
-    except PolygraphyException as error:
+    except Exception as error:  # Polygraphy's own, or pybind11's TypeError where CUDA makes no builder
         raise failure(
             f"{source.path}: TensorRT {trt.__version__} cannot build an engine ({error})",
             hint="ort-cpu runs the file; the messages name the operator or tensor that TensorRT refuses",

@@ -341,10 +341,9 @@ def throughput_seconds(executions: Sequence[Execution], *, num_inferences: int) 
 
 def _engine_from_bytes(engine_bytes: bytes, name: str) -> Any:  # Any: TensorRT's objects have no types
     from polygraphy.backend.trt import engine_from_bytes
-    from polygraphy.exception import PolygraphyException
 
     forget_messages()
     try:
         return engine_from_bytes(engine_bytes)
-    except PolygraphyException as error:
+    except Exception as error:  # Polygraphy's own, or pybind11's TypeError where CUDA makes no runtime
         raise failure(f"{name}: TensorRT cannot load the engine", hint="build it again") from error
