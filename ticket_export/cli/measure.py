@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ticket_export.cli.messages import log_told
 from ticket_export.errors import MeasureError, TicketExportError
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def measure(
         models_told = "1 model" if len(models) == 1 else f"{len(models)} models"
         typer.echo(f"timing {models_told}, {name}, batch {size}, {rounds} rounds", err=True)
         try:
-            cells.append(_Cell(timed(runtime=name, batch=size), {}))
+            with log_told():  # building an engine takes minutes
+                cells.append(_Cell(timed(runtime=name, batch=size), {}))
             if raw is not None:
                 _save(files[name, size], cells[-1].comparison)
             if why:
