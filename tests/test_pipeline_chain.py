@@ -240,6 +240,48 @@ def test_a_foreign_network_that_torch_pruning_cannot_prune_is_refused_by_the_pla
     assert plan(without, tmp_path / "out")
 
 
+def test_widths_are_chosen_by_measurement_where_the_recipe_says_so(images: Path, chain: Chain) -> None:
+    recipe = tiny_recipe(
+        images, "shrink.round_to=auto", "find.controls=[unstructured]", "measure.runtimes=[torch]",
+        "measure.batches=[1, 2]",
+    )  # fmt: skip
+    auto = Chain(recipe, chain.out)
+    assert auto.report is not None
+    assert [(c.subject, c.told["runtime"]) for c in auto.report.choices] == [
+        ("ticket@1", "torch"),
+        ("ticket@2", "torch"),
+    ]
+    facts = auto.facts("shrink", "ticket@2")
+    told = facts["choice"]
+    assert told["batches"] == [1, 2]
+    kept = told["candidates"][told["chosen"]]
+    assert (kept["params"], kept["macs"]) == (facts["params"], facts["macs"])
+    assert {grid for one in told["candidates"] for grid, _ in [(one["round_to"], ""), *one["same_as"]]} == {
+        1, 8, 16, 32,
+    }  # fmt: skip
+    assert auto.file("shrink", "ticket@2", "samples_batch_2.npz").is_file()
+    bundle = json.loads((auto.file("shrink", "ticket@2", "bundle") / "manifest.json").read_text())
+    assert bundle["origin"]["widths_by_measurement"] == told
+    x_NCHW = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    small = trained_network(auto.context, auto.node("train", "ticket@2")).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            network_of(auto.context, auto.node("shrink", "ticket@2")).eval()(x_NCHW), small(x_NCHW)
+        )
+    page = (auto.out / "runs" / "tiny" / "report.html").read_text()
+    assert "Widths by measurement" in page
+    assert "ticket@2, replicate 0" in (auto.out / "runs" / "tiny" / "report.md").read_text()
+
+
+def test_widths_are_filled_up_with_exact_dead_channels(images: Path, chain: Chain) -> None:
+    recipe = tiny_recipe(images, "shrink.round_to=8", "find.controls=[]")
+    filled = Chain(recipe, chain.out, until="shrink").facts("shrink", "ticket@2")
+    free = [width for name, width in filled["widths"].items() if name != "linear"]
+    assert [width["after"] for width in free] == [8, 8]
+    assert any("kept for the width" in width["how"] for width in free)
+    assert chain.facts("shrink", "ticket@2")["params"] < filled["params"]
+
+
 def test_unstructured_training_holds_its_zeros(chain: Chain) -> None:
     weights = load_file(chain.file("train", "unstructured@2", "weights.safetensors"))
     elements = ElementMask.load(chain.file("find", "unstructured@2", "elements.safetensors"))

@@ -231,6 +231,37 @@ def test_a_missing_input_is_told_before_anything_runs(
         nodes(*overrides)
 
 
+AUTO = ("shrink.round_to=auto", "measure.runtimes=[ort-cpu, torch]")
+
+
+def test_widths_by_measurement_are_one_shrink_and_one_file_per_runtime() -> None:
+    made = nodes(*AUTO)
+    shrinks = [node for node in made if (node.stage, node.subject) == ("shrink", "ticket@1")]
+    assert [node.item["runtime"] for node in shrinks] == ["ort-cpu", "torch"]
+    assert all(node.item["batches"] == [1] and node.is_timed and node.wave == 0 for node in shrinks)
+    for node in made:
+        if node.is_latency:
+            source = node.parents["ticket@1#0"]
+            shrunk = source if source.stage == "shrink" else source.parents["network"]
+            assert shrunk.item["runtime"] == node.item["runtime"]
+            assert node.wave == 1
+    assert {node.wave for node in made if node.subject == "dense"} == {0}
+    assert {node.wave for node in nodes()} == {0}
+
+
+def test_chosen_widths_belong_to_the_machine_and_the_protocol_and_fixed_ones_do_not() -> None:
+    def shrinks(*overrides: str, machine: str = "here") -> set[str]:
+        return {node.key for node in nodes(*overrides, machine=machine) if node.stage == "shrink"}
+
+    chosen = shrinks(*AUTO)
+    assert chosen.isdisjoint(shrinks(*AUTO, machine="there"))
+    assert chosen.isdisjoint(shrinks(*AUTO, "measure.samples=6"))
+    assert chosen.isdisjoint(shrinks(*AUTO, "measure.batches=[1, 2]"))
+    fixed = shrinks("shrink.round_to=16")
+    assert fixed == shrinks("shrink.round_to=16", "measure.samples=6", machine="there")
+    assert fixed.isdisjoint(shrinks())
+
+
 def test_until_a_stage_takes_what_it_needs_and_no_more() -> None:
     made = nodes("find.levels=2")
     found = {str(node).removesuffix(", replicate 0") for node in nodes_until(made, "find")}

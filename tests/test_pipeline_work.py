@@ -23,6 +23,7 @@ from ticket_export.pipeline import nodes, plan, run, work, worker
 from ticket_export.recipe.load import load_recipe
 from ticket_export.recipe.schema import Recipe
 from ticket_export.store.key import sha256_of_file
+from ticket_export.store.machine import machine_facts
 
 SMOKE = Path(__file__).parent / "smoke.yaml"
 RUN = f"""
@@ -108,6 +109,25 @@ def test_a_run_makes_every_result_once_and_the_next_skips_all(
     second = go(workers=workers)
     assert {event["event"] for event in second} == {"skip"}
     assert sorted(event["key"] for event in second) == sorted(done)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_widths_are_timed_alone_between_what_they_read_and_what_reads_them(
+    tmp_path: Path, workers: int
+) -> None:
+    recipe = load_recipe(SMOKE, ["replicates=2", "shrink.round_to=auto"])
+    events: Events = []
+    run(recipe, tmp_path, workers=workers, until="measure", emit=lambda event: events.append(dict(event)))
+    made = nodes.nodes_of(recipe, nodes.hash_inputs(recipe), machine_facts()["fingerprint"])
+    timed = {node.key for node in made if node.is_timed}
+    order = [(event["event"], event["key"]) for event in events if event["event"] in ("start", "done")]
+    assert len([key for word, key in order if word == "done"]) == len(made)
+    for place, (word, key) in enumerate(order):
+        if key in timed and word == "start":
+            assert order[place + 1] == ("done", key)
+    parents = {key for key in texts(tmp_path) if key.startswith("shrink/")}
+    assert {key.removeprefix("shrink/") for key in parents} == {k for k in timed if f"shrink/{k}" in parents}
+    assert leftovers(tmp_path) == []
 
 
 def test_the_number_of_workers_does_not_change_the_results(go: Callable[..., Events], tmp_path: Path) -> None:

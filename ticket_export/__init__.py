@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ticket_export.find.ticket import Ticket
     from ticket_export.measure.compare import Comparison, compare
     from ticket_export.pipeline import run
+    from ticket_export.pipeline.widths import WidthChoice, fastest_widths
     from ticket_export.recipe.load import load_recipe
     from ticket_export.recipe.schema import Recipe
     from ticket_export.report.rows import Report
@@ -67,11 +68,13 @@ __all__ = [
     "Ticket",
     "TicketExportError",
     "TrainError",
+    "WidthChoice",
     "__version__",
     "channel_groups",
     "compare",
     "engine_from_onnx",
     "evaluate",
+    "fastest_widths",
     "load_bundle",
     "load_recipe",
     "magnitude_mask",
@@ -91,10 +94,12 @@ _MODULE_BY_NAME = {
     "Report": "ticket_export.report.rows",
     "Shrunk": "ticket_export.shrink.exact",
     "Ticket": "ticket_export.find.ticket",
+    "WidthChoice": "ticket_export.pipeline.widths",
     "channel_groups": "ticket_export.channels.graph",
     "compare": "ticket_export.measure.compare",
     "engine_from_onnx": "ticket_export.export.engine",
     "evaluate": "ticket_export.train.evaluate",
+    "fastest_widths": "ticket_export.pipeline.widths",
     "load_bundle": "ticket_export.shrink.bundle",
     "load_recipe": "ticket_export.recipe.load",
     "magnitude_mask": "ticket_export.find.magnitude",

@@ -170,6 +170,7 @@ def test_a_run_ends_with_its_summary_the_report_and_the_files_to_measure(
             subject=subject,
             replicate=replicate,
             precision="fp32",
+            runtime=None,
             path=f"export/{subject}.onnx",
             file_bytes=1000,
             parity_rel_error=1e-7,

@@ -12,6 +12,16 @@ import pytest
 
 Told = tuple[int, str, str]
 
+NET = """
+from torch import nn
+
+def net():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
+    )
+"""
+
 
 @pytest.mark.parametrize(
     ("words", "value"),
@@ -25,6 +35,20 @@ Told = tuple[int, str, str]
         (("--input", "1x3x32xbig"), "'1x3x32xbig'"),
         (("--input", "1x3x0x32"), "'1x3x0x32'"),
         (("--input", "1x3x32x32", "--arg", "shortcut"), "'shortcut'"),
+        (("--input", "1x3x32x32", "--round-to", "nine"), "--round-to: 'nine' is no number of channels"),
+        (
+            ("--input", "1x3x32x32", "--for-batch", "8"),
+            "--for-batch belongs to --round-to auto, got --round-to 1",
+        ),
+        (
+            ("--input", "1x3x32x32", "--round-to", "8", "--threads", "2"),
+            "--threads belongs to --round-to auto",
+        ),
+        (
+            ("--input", "1x3x32x32", "--round-to", "auto", "--padded-constants", "term"),
+            "--padded-constants term has no effect with --round-to auto",
+        ),
+        (("--input", "1x3x32x32", "--round-to", "auto", "--for-batch", "1,x"), "--for-batch: '1,x'"),
     ],
 )
 def test_shrink_refuses_wrong_input_with_its_value(
@@ -36,6 +60,37 @@ def test_shrink_refuses_wrong_input_with_its_value(
     assert not (tmp_path / "b").exists()
 
 
+def test_shrink_keeps_the_widths_that_are_the_fastest_here(tell: Callable[..., Told], tmp_path: Path) -> None:
+    import torch
+
+    import ticket_export as te
+
+    (tmp_path / "net.py").write_text(NET, encoding="utf-8")
+    scope: dict[str, Any] = {}
+    exec(NET, scope)
+    net = scope["net"]().eval()
+    with torch.no_grad():
+        net[2].weight[:, 5:] = 0.0  # three channels that nobody reads
+    np.savez(tmp_path / "w.npz", **{name: tensor.numpy() for name, tensor in net.state_dict().items()})
+    code, told, err = tell(
+        *("shrink", f"{tmp_path / 'net.py'}:net", "--weights", tmp_path / "w.npz", "--input", "1x3x8x8"),
+        *("--out", tmp_path / "b", "--round-to", "auto", "--for-runtime", "torch", "--for-batch", "1,2"),
+    )
+    assert code in (0, 1)  # 1 where this machine is too busy for stable timings
+    assert ("unstable" in told) == (code == 1)
+    assert "Kept: round_to" in told
+    assert "timing 3 networks, torch, fp32, batch 2" in err
+    origin = json.loads((tmp_path / "b" / "manifest.json").read_text())["origin"]
+    choice = origin["widths_by_measurement"]
+    assert [(c["round_to"], c["same_as"]) for c in choice["candidates"]] == [
+        (1, []),
+        (8, [[16, ""], [32, ""]]),
+    ]
+    assert choice["machine"]["cpu"]
+    small = te.load_bundle(tmp_path / "b", scope["net"]())
+    assert small[0].out_channels == (5, 8)[choice["chosen"]]
+
+
 def test_shrink_names_weights_that_are_not_there(tell: Callable[..., Told], tmp_path: Path) -> None:
     missing = tmp_path / "none.npz"
     code, out, err = tell(
@@ -43,17 +98,6 @@ def test_shrink_names_weights_that_are_not_there(tell: Callable[..., Told], tmp_
     )
     assert (code, out) == (2, "")
     assert str(missing) in err
-
-
-NET = """
-from torch import nn
-
-def net():
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
-    )
-"""
 
 
 def test_shrink_saves_a_smaller_network_that_computes_the_same(

@@ -13,6 +13,7 @@ import typer
 from ticket_export.cli.accuracy import accuracy_text, labelled_images
 from ticket_export.cli.inputs import InputSpec, builder_arguments
 from ticket_export.cli.networks import built_network
+from ticket_export.cli.widths import Widths, require_stable
 from ticket_export.errors import ShrinkError, TicketExportError
 
 if TYPE_CHECKING:
@@ -36,12 +37,23 @@ ZeroBelow = Annotated[
     float | None,
     typer.Option(metavar="X", help="first set channels and gammas to zero that are nowhere above X"),
 ]
-RoundTo = Annotated[int, typer.Option(help="keep widths that are multiples of this")]
+RoundTo = Annotated[
+    str, typer.Option(metavar="N|auto", help="keep multiples of N; auto: what is fastest here")
+]
+ForRuntime = Annotated[str | None, typer.Option(metavar="NAME", help="of auto [default: ort-cpu]")]
+ForPrecision = Annotated[str | None, typer.Option(metavar="NAME", help="of auto [default: fp32]")]
+ForBatch = Annotated[
+    str | None, typer.Option(metavar="SIZES", help="of auto, one or more, joined by commas [default: 1]")
+]
+Threads = Annotated[int | None, typer.Option(help="of auto: threads of the runtime, on a CPU [default: 1]")]
 ResidualMode = Annotated[
     str, typer.Option(help="union: one width per stream; index: each layer takes its own rows")
 ]
 PaddedConstants = Annotated[
-    str, typer.Option(help="of zero-padded layers: carrier channel, added term, or auto: as round-to needs")
+    str | None,
+    typer.Option(
+        help="of zero-padded layers: carrier channel, added term, or auto: as round-to needs [default: auto]"
+    ),
 ]
 Data = Annotated[Path | None, typer.Option(metavar="FILE.npz", help="test_x, test_y: tell the accuracy too")]
 Mean = Annotated[str | None, typer.Option(help="of the data, per channel: 0.49,0.48,0.44")]
@@ -57,48 +69,48 @@ def shrink(
     out: OutFolder,
     arguments: Arguments = None,
     zero_below: ZeroBelow = None,
-    round_to: RoundTo = 1,
+    round_to: RoundTo = "1",
+    for_runtime: ForRuntime = None,
+    for_precision: ForPrecision = None,
+    for_batch: ForBatch = None,
+    threads: Threads = None,
     residual: ResidualMode = "union",
-    padded_constants: PaddedConstants = "auto",
+    padded_constants: PaddedConstants = None,
     data: Data = None,
     mean: Mean = None,
     std: Std = None,
     onnx: Onnx = False,
     verbose: Verbose = False,
 ) -> None:
-    """Cut dead channels out, same function, smaller file. The result is saved as a bundle."""
+    """Cut dead channels out, same function, smaller file. The result is saved as a bundle.
+
+    With --round-to auto several widths are timed: exits 1, bundle written, when a measurement is unstable.
+    """
+    widths = Widths.from_options(round_to, padded_constants, for_runtime, for_precision, for_batch, threads)
     specs = [InputSpec.from_text(text) for text in inputs]
     plain_arguments = builder_arguments(arguments or ())
     images = _images(data, mean, std, specs)
 
-    from ticket_export.report.shrunk import near_zero_text, shrunk_text
+    from ticket_export.report.shrunk import shrunk_text
+    from ticket_export.report.widths import choice_text
     from ticket_export.shrink.bundle import save_bundle
-    from ticket_export.shrink.exact import shrink as shrink_network
-    from ticket_export.shrink.near_zero import zero_below as set_zero
     from ticket_export.store.store import disk_errors_told
 
     given = built_network(builder, plain_arguments, weights, specs)
     examples = tuple(spec.example(seed) for seed, spec in enumerate(specs))
-    origin = {
+    origin: dict[str, object] = {
         "builder": builder,
         "args": plain_arguments,
         "input_shapes": [list(spec.shape[1:]) for spec in specs],
         "input_kinds": [spec.kind for spec in specs],
     }
-    networks, texts = {"given": given}, []
-    zeroed = None if zero_below is None else set_zero(given, examples, zero_below)
-    if zeroed is not None:
-        networks[f"with zeros below {zeroed.report.threshold:g}"] = zeroed.model
-        origin["near_zero"] = asdict(zeroed.report)
-        texts.append(near_zero_text(zeroed.report))
+    networks, texts = _zeroed(given, examples, zero_below, origin)
     typer.echo(f"shrinking {builder}", err=True)
-    shrunk = shrink_network(
-        given if zeroed is None else zeroed.model,
-        examples,
-        round_to=round_to,
-        residual=residual,
-        padded_constants=padded_constants,
-    )
+    *_, last = networks.values()
+    shrunk, choice = widths.shrunk(last, examples, residual=residual)
+    if choice is not None:
+        origin["widths_by_measurement"] = choice
+        texts.append(choice_text(choice))
     with disk_errors_told(out):
         save_bundle(shrunk, out, origin=origin)
     typer.echo("\n\n".join([*texts, shrunk_text(shrunk.report, every_group=verbose)]))
@@ -108,6 +120,22 @@ def shrink(
         typer.echo(accuracy_text(networks | {"shrunk": shrunk.model}, images))
     if onnx:
         _export(shrunk.model, out, examples)
+    require_stable(choice)
+
+
+def _zeroed(
+    given: nn.Module, examples: tuple[Tensor, ...], threshold: float | None, origin: dict[str, object]
+) -> tuple[dict[str, nn.Module], list[str]]:
+    """Return the network by what it is, after it that with zeros where they are wanted, and what to tell."""
+    if threshold is None:
+        return {"given": given}, []
+    from ticket_export.report.shrunk import near_zero_text
+    from ticket_export.shrink.near_zero import zero_below
+
+    zeroed = zero_below(given, examples, threshold)
+    origin["near_zero"] = asdict(zeroed.report)
+    name = f"with zeros below {zeroed.report.threshold:g}"
+    return {"given": given, name: zeroed.model}, [near_zero_text(zeroed.report)]
 
 
 def _images(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -189,16 +189,19 @@ def _make_all(
             emit({**event_of(node), "event": "skip"})
         else:
             missing.append(node)
-    beside_others = [node for node in missing if not node.is_latency]
-    if beside_others:
-        workers = min(workers, len(beside_others))
-        if workers == 1:
-            work_as_told(settings, emit)
-        else:
-            work_in_processes(settings, workers, emit)
-    latencies = [node for node in missing if node.is_latency]
-    if latencies:
-        _time_alone(latencies, store, recipe, settings, emit)
+    for wave in sorted({node.wave for node in missing}):
+        of_wave = [node for node in missing if node.wave == wave]
+        beside_others = [node for node in of_wave if not node.is_timed]
+        if beside_others:
+            now = replace(settings, wave=wave)
+            num_workers = min(workers, len(beside_others))
+            if num_workers == 1:
+                work_as_told(now, emit)
+            else:
+                work_in_processes(now, num_workers, emit)
+        timed = [node for node in of_wave if node.is_timed]
+        if timed:
+            _time_alone(timed, store, recipe, settings, emit)
 
 
 @contextmanager

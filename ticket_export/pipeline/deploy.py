@@ -10,11 +10,13 @@ from typing import Any
 
 import onnx
 import torch
+from torch import nn
 
 from ticket_export.channels.mask import zero_dropped
 from ticket_export.data.augment import normalise
 from ticket_export.export import publish
 from ticket_export.export.onnx import onnx_from_module
+from ticket_export.measure.measurement import save_measurements
 from ticket_export.pipeline.context import Context
 from ticket_export.pipeline.networks import (
     BUNDLE_FOLDER,
@@ -26,10 +28,12 @@ from ticket_export.pipeline.networks import (
     trained_network,
 )
 from ticket_export.pipeline.nodes import Node
+from ticket_export.pipeline.widths import WidthChoice, fastest_widths
 from ticket_export.pipeline.work import Emit
+from ticket_export.runtime.registry import MODULE_RUNTIMES
 from ticket_export.seeds import stream
 from ticket_export.shrink.bundle import save_bundle
-from ticket_export.shrink.exact import shrink
+from ticket_export.shrink.exact import Shrunk, shrink
 
 ONNX_FILE = "model.onnx"
 _NUM_CALIBRATION = 512  # accuracy of a CIFAR-10 ResNet-20 in INT8 is the same from 64 to 1,024 images
@@ -49,21 +53,52 @@ def shrink_step(context: Context, node: Node, folder: Path, scratch: Path, progr
         network = scattered(network, dense_network(context, node.replicate or 0), context.groups, mask)
     else:
         zero_dropped(network, context.groups, mask)  # held parameters are zero already, statistics are not
-    shrunk = shrink(
-        network.eval(),
-        context.example_inputs,
-        round_to=recipe.find.round_to,
-        residual=recipe.shrink.residual,
-        tolerance=recipe.shrink.tolerance,
-    )
+    shrunk, choice = _shrunk(context, node, network.eval())
     origin = {
         "builder": recipe.model.builder,
         "args": recipe.model.args,
         "input_shapes": [list(context.images.image_shape)],
         "trained": f"{trained.stage}/{trained.key}",
     }
+    if choice is not None:
+        origin["widths_by_measurement"] = choice.to_json()
+        for batch, run in zip(choice.batches, choice.runs, strict=True):
+            save_measurements(folder / f"samples_batch_{batch}.npz", run)
     save_bundle(shrunk, folder / BUNDLE_FOLDER, origin=origin)
-    return {"subject": node.subject, "replicate": node.replicate, **asdict(shrunk.report)}
+    told = {} if choice is None else {"choice": choice.to_json()}
+    return {"subject": node.subject, "replicate": node.replicate, **asdict(shrunk.report), **told}
+
+
+def _shrunk(context: Context, node: Node, network: nn.Module) -> tuple[Shrunk, WidthChoice | None]:
+    """Return the network at the recipe's widths, or at those that are the fastest here."""
+    recipe = context.recipe
+    round_to = recipe.find.round_to if recipe.shrink.round_to is None else recipe.shrink.round_to
+    residual, tolerance = recipe.shrink.residual, recipe.shrink.tolerance
+    if round_to != "auto":
+        fixed = shrink(
+            network, context.example_inputs, round_to=round_to, residual=residual, tolerance=tolerance
+        )
+        return fixed, None
+    measure, runtime, precision = recipe.measure, node.item["runtime"], node.item["precision"]
+    if runtime in MODULE_RUNTIMES and precision == "int8":
+        precision = "fp32"  # torch has no form of it, so that is what is timed
+    choice = fastest_widths(
+        network,
+        context.example_inputs,
+        runtime=runtime,
+        precision=precision,
+        batches=measure.batches,
+        threads=measure.threads,
+        scope=measure.scope,
+        rounds=measure.rounds,
+        samples=measure.samples,
+        device=str(context.device) if runtime in MODULE_RUNTIMES else None,
+        residual=residual,
+        tolerance=tolerance,
+        calibration=_calibration_images(context) if precision == "int8" else None,
+        min_top1_agreement=recipe.export.int8_min_agreement,
+    )
+    return choice.shrunk, choice
 
 
 def export_step(context: Context, node: Node, folder: Path, scratch: Path, progress: Emit) -> dict[str, Any]:
@@ -95,6 +130,7 @@ def export_step(context: Context, node: Node, folder: Path, scratch: Path, progr
         "file": ONNX_FILE,
         "file_bytes": path.stat().st_size,
         **_recorded_errors(path, precision),
+        **{name: node.item[name] for name in ("runtime",) if name in node.item},
         **shape,
     }
 

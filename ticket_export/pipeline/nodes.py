@@ -44,8 +44,18 @@ class Node:
 
     @property
     def is_latency(self) -> bool:
-        """Return whether the node times subjects, which nothing else may disturb."""
+        """Return whether the node times every subject beside the others."""
         return self.item.get("kind") == "latency"
+
+    @property
+    def is_timed(self) -> bool:
+        """Return whether the node times networks, which nothing else may disturb: a latency, or widths."""
+        return self.is_latency or (self.stage == "shrink" and "runtime" in self.item)
+
+    @property
+    def wave(self) -> int:
+        """Return how many timed nodes lie one behind another before this one."""
+        return max((parent.wave + parent.is_timed for parent in self.parents.values()), default=0)
 
     def __str__(self) -> str:
         replicate = "" if self.replicate is None else f", replicate {self.replicate}"
@@ -139,12 +149,11 @@ def longest_chain_first(nodes: Sequence[Node]) -> tuple[Node, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _End:
-    """A subject ready to be measured: the node that holds its network and the one that holds its file."""
+    """A subject ready to be measured: by runtime and precision, the node that holds what is run."""
 
     subject: Subject
     replicate: int
-    network: Node
-    export_by_precision: Mapping[str, Node]
+    sources: Mapping[tuple[str, str], Node]
 
 
 class _Graph:
@@ -193,7 +202,7 @@ class _Graph:
             for precision in self._recipe.export.precisions:
                 if runtime in MODULE_RUNTIMES and precision not in MODULE_PRECISIONS:
                     continue
-                sources = [(end, _source(end, runtime, precision)) for end in ends]
+                sources = [(end, end.sources[runtime, precision]) for end in ends]
                 for end, source in sources:
                     item = {"kind": "accuracy", "runtime": runtime, "precision": precision}
                     self._add("measure", end.subject, end.replicate, {"network": source}, item)
@@ -203,18 +212,57 @@ class _Graph:
     def _add_small(self, subject: Subject, replicate: int, *, mask: Node, start: Node | None) -> _End:
         parents = {"mask": mask} if start is None else {"mask": mask, "start": start}
         trained = self._add("train", subject, replicate, parents)
-        shrunk = self._add("shrink", subject, replicate, {"trained": trained, "mask": mask})
-        return self._add_export(subject, replicate, shrunk)
+        read = {"trained": trained, "mask": mask}
+        if self._recipe.shrink.round_to != "auto":
+            return self._add_export(subject, replicate, self._add("shrink", subject, replicate, read))
+        sources: dict[tuple[str, str], Node] = {}
+        for execution in self._executions:
+            shrunk = self._add_widths(subject, replicate, read, execution)
+            sources |= self._add_export(subject, replicate, shrunk, execution).sources
+        return _End(subject=subject, replicate=replicate, sources=sources)
 
-    def _add_export(self, subject: Subject, replicate: int, network: Node) -> _End:
+    @property
+    def _executions(self) -> list[tuple[str, str]]:
+        precisions = self._recipe.export.precisions
+        return [(runtime, precision) for runtime in self._recipe.measure.runtimes for precision in precisions]
+
+    def _add_widths(
+        self, subject: Subject, replicate: int, read: Mapping[str, Node], execution: tuple[str, str]
+    ) -> Node:
+        """Add the shrink that times several widths for one runtime and precision, on this machine."""
+        runtime, precision = execution
+        item = {
+            "subject": str(subject),
+            "replicate": replicate,
+            "runtime": runtime,
+            "precision": precision,
+            "batches": list(self._recipe.measure.batches),
+        }
+        sections = self._sections((*HASHED["shrink", subject.kind], *LATENCY_HASHED))
+        return self._append("shrink", item, sections, read, on_machine=True)
+
+    def _add_export(
+        self, subject: Subject, replicate: int, network: Node, execution: tuple[str, str] | None = None
+    ) -> _End:
+        """Add the files of a network: one per precision, or the one of a single runtime and precision."""
+        executions = self._executions if execution is None else [execution]
+        runtime_item = {} if execution is None else {"runtime": execution[0]}
         exports: dict[str, Node] = {
             precision: self._add(
-                "export", subject, replicate, {"network": network}, {"target": target, "precision": precision}
+                "export",
+                subject,
+                replicate,
+                {"network": network},
+                {"target": target, "precision": precision, **runtime_item},
             )
             for target in self._recipe.export.targets
-            for precision in self._recipe.export.precisions
+            for precision in dict.fromkeys(precision for _, precision in executions)
         }
-        return _End(subject=subject, replicate=replicate, network=network, export_by_precision=exports)
+        sources = {
+            (runtime, precision): network if runtime in MODULE_RUNTIMES else exports[precision]
+            for runtime, precision in executions
+        }
+        return _End(subject=subject, replicate=replicate, sources=sources)
 
     def _add_latency(
         self, sources: Sequence[tuple[_End, Node]], item: Mapping[str, Any]
@@ -239,6 +287,7 @@ class _Graph:
         item: Mapping[str, Any],  # Any: JSON values, also below
         sections: Mapping[str, Any],
         parents: Mapping[str, Node],
+        on_machine: bool = False,
     ) -> Node:
         content = {
             "stage": stage,
@@ -247,7 +296,7 @@ class _Graph:
             "item": item,
             "sections": sections,
             "parents": {role: f"{parent.stage}/{parent.key}" for role, parent in parents.items()},
-            **({"machine": self._machine} if STAGES[stage].on_machine else {}),
+            **({"machine": self._machine} if on_machine or STAGES[stage].on_machine else {}),
         }
         node = Node(
             stage=stage,
@@ -273,10 +322,6 @@ class _Graph:
                 {one_field: values[one_field]} if one_field in values else {} if one_field else values
             )
         return {section: values for section, values in sections.items() if values}
-
-
-def _source(end: _End, runtime: str, precision: str) -> Node:
-    return end.network if runtime in MODULE_RUNTIMES else end.export_by_precision[precision]
 
 
 def _hashed_values(recipe: Recipe, inputs: InputHashes) -> dict[str, dict[str, Any]]:  # Any: JSON values

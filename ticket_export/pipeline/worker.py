@@ -50,6 +50,7 @@ class Settings:
         until: the last stage wanted.
         inputs: the hashes of the recipe's files, computed once by the parent.
         keys: of every result up to `until`, as the parent sees them.
+        wave: what waits for this many timings, one behind another, is made now.
     """
 
     recipe: dict[str, Any]  # Any: JSON values
@@ -59,6 +60,7 @@ class Settings:
     until: StageWord
     inputs: dict[str, str | None]
     keys: list[str]
+    wave: int = 0
 
 
 def worker_main() -> None:
@@ -84,7 +86,7 @@ def worker_main() -> None:
 
 
 def work_as_told(settings: Settings, emit: Emit) -> None:
-    """Make every result that can be made beside others; latencies are left to the parent."""
+    """Make every result of a wave that can be made beside others; timings are left to the parent."""
     from ticket_export.pipeline.context import Context
 
     recipe = Recipe.model_validate_json(json.dumps(settings.recipe), strict=True)
@@ -96,7 +98,7 @@ def work_as_told(settings: Settings, emit: Emit) -> None:
             "the package or the machine has changed since the run began",
             hint="run the same command again; what was done is kept",
         )
-    wanted = [node for node in nodes if not node.is_latency]
+    wanted = [node for node in nodes if not node.is_timed and node.wave == settings.wave]
     store = Store(settings.out)
     with Context(recipe, store, device=settings.device, threads=settings.threads) as context:
         work(longest_chain_first(wanted), store, context, emit)

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from ticket_export.errors import StoreError
-from ticket_export.report import causes, sections, table, words
+from ticket_export.report import causes, sections, table, widths, words
 from ticket_export.report.rows import Report
 from ticket_export.report.style import CSS
 from ticket_export.report.verdict import settings, subject_lines, verdicts
@@ -53,6 +53,8 @@ def markdown(report: Report) -> str:
     if report.causes:
         parts += ["## Time against MACs", causes.markdown_causes(report)]
     parts += ["## Verdicts", table.verdict_table(verdicts(report))]
+    if report.choices:
+        parts += ["## Widths by measurement", widths.summary_table(report.choices)]
     if report.trainings:
         parts += ["## Training", table.training_table(report)]
     if table.precision_rows(report):
@@ -74,6 +76,7 @@ def page(report: Report) -> str:
             causes.section(report),
             sections.against_the_others(report),
             sections.figures(report),
+            widths.section(report.choices),
             sections.precisions(report),
             sections.training(report),
             sections.exported(report),

@@ -86,6 +86,7 @@ class ExportedFile:
         subject: whose network it is.
         replicate: from 0.
         precision: fp32, fp16 or int8.
+        runtime: whose widths it has; None where all runtimes share a file.
         path: starts at the store, as `export/<key>/model.onnx`.
         file_bytes: its size.
         parity_rel_error: max|a-b| / max|b| of its outputs against the trained network in torch.
@@ -97,12 +98,22 @@ class ExportedFile:
     subject: str
     replicate: int
     precision: str
+    runtime: str | None
     path: str
     file_bytes: int
     parity_rel_error: float
     precision_rel_error: float | None = None
     fp32_layers: tuple[str, ...] = ()
     top1_agreement: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What the widths of one network were chosen from, as JSON values; see `pipeline.widths`."""
+
+    subject: str
+    replicate: int
+    told: Mapping[str, Any]  # Any: JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +127,7 @@ class Report:
         widths: subject -> replicate -> its channel groups, in the network's order.
         trainings: one per trained network.
         exported: the file of every exported network, in the order of the rows.
+        choices: one per network whose widths were chosen by measurement.
         num_test_images: how many images every accuracy was computed on.
         causes: why a subject is as fast as it is: `measure.cause.Cause` as JSON beside its subject,
             replicate, runtime, precision and batch; in the order of the rows.
@@ -127,6 +139,7 @@ class Report:
     widths: Mapping[str, Mapping[int, tuple[Width, ...]]]
     trainings: tuple[Training, ...]
     exported: tuple[ExportedFile, ...]
+    choices: tuple[Choice, ...]
     num_test_images: int
     causes: tuple[Mapping[str, Any], ...] = ()  # Any: JSON
 
@@ -185,7 +198,7 @@ def report_from_manifests(
     for manifest in manifests:
         by_stage.setdefault(manifest["stage"], []).append(manifest)
     exports = {
-        (facts["subject"], facts["replicate"], facts["precision"]): facts
+        (facts["subject"], facts["replicate"], facts["precision"], facts.get("runtime")): facts
         for facts in (manifest["facts"] for manifest in by_stage.get("export", []))
     }
     measured = [manifest["facts"] for manifest in by_stage.get("measure", [])]
@@ -210,6 +223,7 @@ def report_from_manifests(
         widths=_widths(exports.values()),
         trainings=_trainings(manifest["facts"] for manifest in by_stage.get("train", [])),
         exported=_exported(by_stage.get("export", [])),
+        choices=_choices(manifest["facts"] for manifest in by_stage.get("shrink", [])),
         num_test_images=_num_test_images(measured),
         causes=_causes(measured),
     )
@@ -218,18 +232,20 @@ def report_from_manifests(
 def _row(
     timed: Mapping[str, Any],
     latency: Mapping[str, Any],
-    exports: Mapping[tuple[str, int, str], Mapping[str, Any]],
+    exports: Mapping[tuple[str, int, str, str | None], Mapping[str, Any]],
     accuracies: Mapping[tuple[str, int, str, str], float],
 ) -> Row:
     subject, replicate = timed["subject"], timed["replicate"]
     runtime, precision = latency["runtime"], latency["precision"]
     place = f"{subject}, replicate {replicate}, {runtime}, {precision}"
     hint = "run the same command again; what is missing is then redone"
-    if (subject, replicate, precision) not in exports:
+    # a file of its own widths for each runtime, or one for all
+    found = [exports.get((subject, replicate, precision, own)) for own in (runtime, None)]
+    export = found[0] or found[1]
+    if export is None:
         raise StoreError(f"{place}: timed, but no export of it is stored", hint=hint)
     if (subject, replicate, runtime, precision) not in accuracies:
         raise StoreError(f"{place}: timed, but its accuracy is not stored", hint=hint)
-    export = exports[subject, replicate, precision]
     # torch runs the source itself: there is no file, and nothing for it to differ from
     exported = runtime not in MODULE_RUNTIMES
     row: Row = {"subject": subject, "replicate": replicate}
@@ -283,6 +299,7 @@ def _exported(manifests: Iterable[Manifest]) -> tuple[ExportedFile, ...]:
             subject=manifest["facts"]["subject"],
             replicate=manifest["facts"]["replicate"],
             precision=manifest["facts"]["precision"],
+            runtime=manifest["facts"].get("runtime"),
             path=f"export/{manifest['key']}/{manifest['facts']['file']}",
             file_bytes=manifest["facts"]["file_bytes"],
             parity_rel_error=manifest["facts"]["parity_rel_error"],
@@ -291,7 +308,15 @@ def _exported(manifests: Iterable[Manifest]) -> tuple[ExportedFile, ...]:
         for manifest in manifests
     ]
     return tuple(
-        sorted(files, key=lambda f: (subject_order(f.subject), f.replicate, precision_order(f.precision)))
+        sorted(
+            files,
+            key=lambda f: (
+                subject_order(f.subject),
+                f.replicate,
+                precision_order(f.precision),
+                f.runtime or "",
+            ),
+        )
     )
 
 
@@ -301,6 +326,15 @@ def _precision_facts(facts: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON v
         return {}
     found = {"precision_rel_error": facts["precision_rel_error"], "fp32_layers": tuple(facts["fp32_layers"])}
     return found | ({"top1_agreement": facts["top1_agreement"]} if facts["precision"] == "int8" else {})
+
+
+def _choices(shrunk: Iterable[Mapping[str, Any]]) -> tuple[Choice, ...]:
+    choices = [
+        Choice(subject=facts["subject"], replicate=facts["replicate"], told=facts["choice"])
+        for facts in shrunk
+        if "choice" in facts
+    ]
+    return tuple(sorted(choices, key=lambda c: (subject_order(c.subject), c.replicate, c.told["runtime"])))
 
 
 def _trainings(trained: Iterable[Mapping[str, Any]]) -> tuple[Training, ...]:

@@ -90,7 +90,15 @@ def training_table(report: Report) -> str:
 
 def exported_rows(report: Report) -> list[tuple[str, ...]]:
     """Return a row of `EXPORTED_HEADS` per exported file."""
-    return [(f.subject, str(f.replicate), f.precision, f.path) for f in report.exported]
+    return [
+        (
+            f.subject,
+            str(f.replicate),
+            f.precision if f.runtime is None else f"{f.precision}, {f.runtime}",
+            f.path,
+        )
+        for f in report.exported
+    ]
 
 
 def exported_table(report: Report) -> str:

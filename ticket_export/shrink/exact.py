@@ -111,6 +111,11 @@ class _Options:
 
 
 def _check_options(options: _Options, tolerance: float) -> None:
+    if isinstance(options.round_to, str):
+        raise ShrinkError(
+            f"round_to is {options.round_to!r}: shrink takes a number and measures nothing",
+            hint="te.fastest_widths(...) measures, and so does ticket-export shrink ... --round-to auto",
+        )
     if options.round_to < 1:
         raise ShrinkError(f"round_to is {options.round_to}", hint="pass 1 for no rounding, or 8, 16, 32")
     for name, value, modes in (
