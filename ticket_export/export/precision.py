@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from ticket_export.errors import ExportError, ParityError
+from ticket_export.errors import ExportError, MeasureError, ParityError
 from ticket_export.export.half import HalfGraph
 from ticket_export.export.parity import FP16_TOLERANCE, error_at_every_batch
 from ticket_export.export.publish import (
@@ -132,8 +132,10 @@ def require_fp32(path: Path) -> onnx.ModelProto:
     Raises:
         ExportError: it is missing, not ONNX, or of another precision.
     """
-    model = load_graph(path)
-    precision = precision_from_onnx(path)
+    try:
+        model, precision = load_graph(path), precision_from_onnx(path)
+    except MeasureError as error:
+        raise ExportError(error.message, hint=error.hint) from error
     if precision != "fp32":
         raise ExportError(
             f"{path}: its precision is {precision}, but conversion starts from fp32",
@@ -233,8 +235,8 @@ def _error(
 
 
 def _weights_in_half(graph: HalfGraph, node: onnx.NodeProto, kept: Sequence[str]) -> bool:
-    slots = graph.slots[node.name]
-    return node.name not in kept and any(node.input[p] in graph.weights for p in slots.inputs if p > 0)
+    matrices = {name for name, weight in graph.weights.items() if len(weight.dims) > 1}
+    return node.name not in kept and any(node.input[p] in matrices for p in graph.slots[node.name].inputs)
 
 
 def _local_errors(
