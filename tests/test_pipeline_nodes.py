@@ -140,10 +140,20 @@ def test_more_of_anything_keeps_what_is_there() -> None:
         "replicates=5",
         "measure.batches=[1, 2]",
         "measure.runtimes=[ort-cpu, torch]",
+        "export.precisions=[fp32, fp16, int8]",
+        "export.int8_min_agreement=0.5",
     )
     after = {node.key for node in nodes(*more)}
     latencies = {name for name in before if "all" in name}
     assert {name for name, key in before.items() if key not in after} == latencies
+
+
+def test_each_precision_is_a_file_with_an_accuracy_and_a_latency_of_its_own() -> None:
+    made = nodes("find.controls=[]", "export.precisions=[fp32, fp16, int8]")
+    for kind in ("export", "accuracy", "latency"):
+        found = [n.item["precision"] for n in made if kind in (n.stage, n.item.get("kind"))]
+        num_subjects = 1 if kind == "latency" else 2
+        assert sorted(found) == sorted(["fp32", "fp16", "int8"] * num_subjects)
 
 
 def test_a_name_is_in_no_key() -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import collections
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,3 +285,30 @@ def test_two_inputs_are_calibrated_by_name(tmp_path: Path) -> None:
     )
     kinds = [weight.data_type for weight in onnx.load(path).graph.initializer]
     assert kinds.count(TensorProto.INT8) >= 2
+
+
+SCRIPT = """
+import sys
+for name in ("torch", "onnxscript", "sympy", "scipy", "matplotlib"):
+    sys.modules[name] = None
+import numpy as np
+from ticket_export.export.precision import fp16_from_onnx
+from ticket_export.export.quantize import int8_from_onnx
+images = {"input": np.load(sys.argv[2])}
+print(fp16_from_onnx(sys.argv[1], sys.argv[1] + ".fp16", check_inputs=images).precision_rel_error < 2e-2)
+print(int8_from_onnx(sys.argv[1], sys.argv[1] + ".int8", images, min_top1_agreement=0.5).fp32_layers)
+"""
+
+
+def test_conversion_needs_no_torch(source: Path, tmp_path: Path) -> None:
+    network = tmp_path / "net.onnx"
+    network.write_bytes(source.read_bytes())
+    np.save(tmp_path / "x.npy", X)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(network), str(tmp_path / "x.npy")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.stdout, done.returncode) == ("True\n()\n", 0), done.stderr
