@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ticket_export.errors import ExportError, ParityError
 from ticket_export.export.onnx import onnx_from_module
 from ticket_export.export.publish import metadata_of
+from ticket_export.export.qdq import signed
 from ticket_export.export.quantize import int8_from_onnx
 from ticket_export.runtime.onnx_file import precision_from_onnx
 from ticket_export.runtime.ort import OrtCpuRunner
@@ -167,6 +168,8 @@ def test_for_tensorrt_a_residual_add_reads_its_own_layer_exact(source: Path, tmp
     maker = {name: node.op_type for node in model.graph.node for name in node.output}
     adds = [sorted(maker[name] for name in node.input) for node in model.graph.node if node.op_type == "Add"]
     assert adds == [["Conv", "DequantizeLinear"]] * 9
+    again = signed(model)
+    assert [list(node.input) for node in again.graph.node] == [list(node.input) for node in model.graph.node]
     rectified = [maker[node.input[0]] for node in model.graph.node if node.op_type == "Relu"]
     assert set(rectified) == {"Conv", "Add"}
 

@@ -72,6 +72,9 @@ def test_fp16_and_int8_keep_the_accuracy_of_fp32(fp32: Path, cifar10: Images) ->
         assert eight.fp32_layers == ()
         assert eight.top1_agreement is not None
         assert eight.top1_agreement >= 0.97
-        eight_N = predicted(eight.path, cifar10.test_x)
-        assert float((eight_N == reference_N).mean()) >= 0.98
-        assert abs(float((eight_N == labels_N).mean()) - accuracy) <= 0.004
+        # the symmetric form runs in fp32 here, so a part of the images must do
+        num_images, drop = (10_000, 0.004) if activations == "uint8" else (2_000, 0.01)
+        eight_N = predicted(eight.path, cifar10.test_x[:num_images])
+        assert float((eight_N == reference_N[:num_images]).mean()) >= 0.98
+        right = (eight_N == labels_N[:num_images]).mean() - (reference_N == labels_N)[:num_images].mean()
+        assert abs(float(right)) <= drop

@@ -38,14 +38,14 @@ def signed(model: onnx.ModelProto) -> onnx.ModelProto:
 
     A range [low, high] becomes [-m, m], m the larger size. Of the two inputs of a residual add one is read
     exact, a layer's own output: TensorRT then adds inside that layer (NVIDIA's TensorRT documentation,
-    "Q/DQ Layer-Placement Recommendations").
+    "Q/DQ Layer-Placement Recommendations"). A model that is symmetric already comes back equal.
 
     Raises:
         ExportError: a pair has no constant scale and zero point.
     """
     edited = _Pairs(model)
     for node in edited.model.graph.node:
-        if node.op_type == "Add":
+        if node.op_type == "Add" and all(edited.exact_name(name) is not None for name in node.input):
             layers = [place for place in (0, 1) if edited.is_layer(node.input[place])]
             for place in layers[:1]:
                 edited.read_exact(node, place)
