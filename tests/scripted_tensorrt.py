@@ -18,18 +18,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from scripted_cudart import ScriptedCuda
+from scripted_engine import running
 
 API: dict[str, dict[str, Any]] = json.loads(
     Path(__file__).with_name("tensorrt_api.json").read_text(encoding="utf-8")
 )
 VERSIONS = tuple(sorted(API, key=lambda version: [int(word) for word in version.split(".")]))
-DTYPES = {1: "FLOAT", 3: "INT8", 6: "INT32", 9: "BOOL", 10: "HALF"}
-NUMPY = {"FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "BOOL": "bool"}
 
 
 @dataclass
@@ -39,7 +36,8 @@ class Script:
     Attributes:
         latency_s: seconds of one inference, by number of the build and batch.
         bias: what the n-th build's outputs are off by.
-        fail: "builder", "parse", "build", "memory", "load", "context", "capture" or "run": what goes wrong.
+        fail: "builder", "parse", "build", "memory", "load", "context", "capture",
+            "run" or "lost": what goes wrong.
         interrupt_build: number of the build in which the user presses Ctrl-C.
     """
 
@@ -82,7 +80,7 @@ def scripted_tensorrt(version: str, script: Script) -> ModuleType:
     trt.__version__ = version  # type: ignore[attr-defined]
     for name, members in api["enums"].items():
         setattr(trt, name, enum.IntEnum(name, members))
-    classes = {**_logging(api), **_building(trt, script), **_running(trt, script)}
+    classes = {**_logging(api), **_building(trt, script), **running(trt, script)}
     for name, cls in classes.items():
         if name in api["classes"]:
             _keep_real_members(cls, set(api["classes"][name]))
@@ -292,140 +290,3 @@ def _building(trt: Any, script: Script) -> dict[str, type]:
 
     kinds = (ITensor, ILayer, INetworkDefinition, OnnxParser, IOptimizationProfile, ITimingCache)
     return {cls.__name__: cls for cls in (*kinds, IBuilderConfig, Builder)}
-
-
-def _running(trt: Any, script: Script) -> dict[str, type]:
-    class EngineInspector:
-        _assignable = ("execution_context",)
-        execution_context = None
-
-        def __init__(self, engine: ICudaEngine) -> None:
-            self._engine = engine
-
-        def get_engine_information(self, format: Any) -> str:
-            assert format == trt.LayerInformationFormat.JSON
-            layers = [
-                {"Name": node.name or node.op_type, "LayerType": node.op_type}
-                for node in self._engine._model.graph.node
-            ]
-            layers.append({"Name": "Reformatting CopyNode for Output Tensor 0", "LayerType": "Reformat"})
-            io_key = "I/O Tensors" if trt.__version__.startswith("11.") else "Bindings"
-            return json.dumps({"Layers": layers, io_key: self._engine._names})
-
-    class ICudaEngine:
-        def __init__(self, content: bytes) -> None:
-            (length,) = struct.unpack_from("<I", content)
-            header = json.loads(content[4 : 4 + length])
-            self._number: int = header["number"]
-            self._profiles = header["profiles"]
-            self._model = onnx.load_from_string(content[4 + length :])
-            self._session = onnxruntime.InferenceSession(
-                self._model.SerializeToString(), providers=["CPUExecutionProvider"]
-            )
-            weights = {weight.name for weight in self._model.graph.initializer}
-            inputs = [value for value in self._model.graph.input if value.name not in weights]
-            self._values = {value.name: value for value in (*inputs, *self._model.graph.output)}
-            self._names = list(self._values)
-            self._inputs = [value.name for value in inputs]
-
-        num_io_tensors = property(lambda self: len(self._names))
-        num_optimization_profiles = property(lambda self: len(self._profiles))
-
-        def get_tensor_name(self, index: int) -> str:
-            return self._names[index]
-
-        def get_tensor_mode(self, name: str) -> Any:
-            return trt.TensorIOMode.INPUT if name in self._inputs else trt.TensorIOMode.OUTPUT
-
-        def get_tensor_dtype(self, name: str) -> Any:
-            return trt.DataType[DTYPES[self._values[name].type.tensor_type.elem_type]]
-
-        def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-            dims = self._values[name].type.tensor_type.shape.dim
-            return tuple(d.dim_value if d.HasField("dim_value") else -1 for d in dims)
-
-        def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
-            return [tuple(shape) for shape in self._profiles[profile_index][name]]
-
-        def create_execution_context(self) -> IExecutionContext | None:
-            return None if script.fail == "context" else IExecutionContext(self)
-
-        def create_engine_inspector(self) -> EngineInspector:
-            return EngineInspector(self)
-
-    class IExecutionContext:
-        _assignable = ("profiler", "enqueue_emits_profile")
-        profiler = None
-        enqueue_emits_profile = True
-
-        def __init__(self, engine: ICudaEngine) -> None:
-            self._engine, self._profile, self._pending = engine, 0, False
-            self._shapes: dict[str, tuple[int, ...]] = {}
-            self._addresses: dict[str, int] = {}
-
-        def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
-            assert script.cuda.live[stream_handle] == "stream"
-            self._profile = profile_index
-            return profile_index < len(self._engine._profiles)
-
-        def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-            least, _, most = self._engine._profiles[self._profile][name]
-            self._shapes[name] = tuple(shape)
-            return all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True))
-
-        def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-            batch = next(iter(self._shapes.values()))[0]
-            known = self._shapes.get(name) or self._engine.get_tensor_shape(name)
-            return tuple(batch if size < 0 else size for size in known)
-
-        def set_tensor_address(self, name: str, memory: int) -> bool:
-            self._addresses[name] = memory
-            return script.cuda.live.get(memory) == "device"
-
-        def execute_async_v3(self, stream_handle: int) -> bool:
-            if script.fail == "run" or (script.fail == "capture" and script.cuda.capturing):
-                return False
-            script.cuda.queue(stream_handle, self._work)
-            self._pending = self.profiler is not None
-            return True
-
-        def report_to_profiler(self) -> bool:
-            reported, self._pending = self._pending and not self.enqueue_emits_profile, False
-            for node in self._engine._model.graph.node:
-                self.profiler.report_layer_time(node.name or node.op_type, 0.25)
-            return reported
-
-        def _work(self) -> None:
-            engine = self._engine
-
-            def memory(name: str) -> np.ndarray[Any, Any]:
-                kind = NUMPY[engine.get_tensor_dtype(name).name]
-                return script.cuda.array(self._addresses[name], self.get_tensor_shape(name), kind)
-
-            feed = {name: memory(name) for name in engine._inputs}
-            outputs = [name for name in engine._names if name not in engine._inputs]
-            for name, answer in zip(outputs, engine._session.run(outputs, feed), strict=True):
-                memory(name)[...] = answer + np.asarray(script.bias(engine._number), answer.dtype)
-            batch = self._shapes[engine._inputs[0]][0]
-            script.cuda.clock_s += script.latency_s(engine._number, batch)
-
-    class Runtime:
-        _assignable = ("engine_host_code_allowed",)
-        engine_host_code_allowed = False
-
-        def __init__(self, logger: Any) -> None:
-            self._logger = logger
-
-        def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
-            script.deserialized += 1
-            return None if script.fail == "load" else ICudaEngine(bytes(serialized_engine))
-
-    class IProfiler:
-        def __init__(self) -> None:
-            pass
-
-        def report_layer_time(self, layer_name: str, ms: float) -> None:
-            raise NotImplementedError
-
-    kinds = (EngineInspector, ICudaEngine, IExecutionContext, Runtime)
-    return {**{cls.__name__: cls for cls in kinds}, "IProfiler": IProfiler}

@@ -91,7 +91,7 @@ def test_an_engine_computes_what_its_file_computes(tmp_path: Path, gpu: Gpu, pre
     facts = read_facts(engine)
     assert (facts.precision, facts.gpu) == (precision, gpu)
     assert 0.0 <= facts.parity["rel_error"] <= TOLERANCE[precision]
-    assert facts.layers["count"] > 0
+    assert facts.layers["0"]["count"] > 0
     assert sum(build["kept"] for build in facts.builds) == 1
     assert all(build["seconds"] > 0.0 for build in facts.builds)
     with TensorRtRunner(engine) as runner, OrtCpuRunner(file) as reference:

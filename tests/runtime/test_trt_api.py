@@ -17,7 +17,7 @@ from ticket_export.runtime import trt_session
 WHEELS = os.environ.get("TICKET_EXPORT_TENSORRT_WHEELS")
 # what our own code asks of each object; what Polygraphy asks on its behalf, the scripted classes have
 USED = {
-    "EngineInspector": ["execution_context", "get_engine_information"],
+    "EngineInspector": ["get_engine_information"],
     "IBuilderConfig": ["create_timing_cache", "get_timing_cache", "set_preview_feature", "set_timing_cache"],
     "ICudaEngine": [
         *("create_engine_inspector", "create_execution_context", "get_tensor_dtype", "get_tensor_mode"),

@@ -20,6 +20,7 @@ from ticket_export.errors import DeviceError, MeasureError, MissingDependency, P
 from ticket_export.runtime import trt_build, trt_version
 from ticket_export.runtime.trt_build import BuildSettings, build_engine
 from ticket_export.runtime.trt_cuda import Cuda
+from ticket_export.runtime.trt_layers import layers_from_information, layers_summary
 from ticket_export.runtime.trt_sidecar import read_facts, require_usable
 
 MakeLinear = Callable[..., Path]
@@ -263,11 +264,20 @@ def test_the_layer_list_has_one_form_for_all_versions(
     assert document["io_tensors"] == ["input", "logits"]
     assert [layer["LayerType"] for layer in document["layers"]] == ["Flatten", "MatMul", "Reformat"]
     assert document["engine_sha256"] == facts.engine_sha256
-    assert facts.layers == {
-        "count": 3,
-        "by_kind": {"Flatten": 1, "MatMul": 1, "Reformat": 1},
-        "reformats": 1,
-    }
+    kinds = {"Flatten": 1, "MatMul": 1, "Reformat": 1}
+    assert facts.layers == {"0": {"count": 3, "by_kind": kinds, "reformats": 1}}
+
+
+def test_the_layers_of_each_profile_are_counted_apart() -> None:
+    names = ["conv", "conv [profile 1]", "Reformatting CopyNode for Input Tensor 0 to conv [profile 1]"]
+    summary = layers_summary([{"Name": name, "LayerType": "CaskConvolution"} for name in names])
+    assert summary["0"] == {"count": 1, "by_kind": {"CaskConvolution": 1}, "reformats": 0}
+    assert summary["1"] == {"count": 2, "by_kind": {"CaskConvolution": 2}, "reformats": 1}
+
+
+def test_a_list_of_bare_names_is_taken_too() -> None:
+    found = layers_from_information('{"Layers": ["conv", "relu"], "Bindings": ["x", "y"]}')
+    assert found == {"layers": [{"Name": "conv"}, {"Name": "relu"}], "io_tensors": ["x", "y"]}
 
 
 def test_the_sidecar_tells_where_the_engine_comes_from(
@@ -291,6 +301,7 @@ def test_the_sidecar_tells_where_the_engine_comes_from(
         ("memory", DeviceError, "the GPU is out of memory"),
         ("context", MeasureError, "cannot make an execution context"),
         ("run", MeasureError, "cannot run the engine"),
+        ("lost", DeviceError, "the GPU failed: .*illegal memory access"),
         ("capture", MeasureError, "cannot be recorded as a CUDA graph"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ticket_export.runtime.trt_session import Session
 # Layers that only change how a tensor lies in memory: the price of widths or types that do not fit a kernel.
 REFORMAT_KIND = "Reformat"
 REFORMAT_WORDS = ("reformatting copynode", "reformat")
+_PROFILE = re.compile(r"\[profile (\d+)\]$")
 IO_KEYS = ("I/O Tensors", "Bindings")  # TensorRT 11 renamed the second into the first
 
 
@@ -30,7 +32,18 @@ def layers_from_information(text: str) -> dict[str, list[Any]]:  # Any: JSON val
 
 
 def layers_summary(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:  # Any: JSON values
-    """Return the number of layers, by kind, and how many of them only change a memory format."""
+    """Return for each profile, by its index, the number of layers, by kind, and how many only reformat.
+
+    Every profile has layers of its own: names end with "[profile 1]" and so on, those of the first do not.
+    """
+    by_profile: dict[str, list[dict[str, Any]]] = {}  # Any: JSON values
+    for layer in layers:
+        found = _PROFILE.search(str(layer.get("Name", "")))
+        by_profile.setdefault(found[1] if found else "0", []).append(layer)
+    return {profile: _profile_summary(own) for profile, own in sorted(by_profile.items())}
+
+
+def _profile_summary(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:  # Any: JSON values
     kinds = collections.Counter(str(layer.get("LayerType", "?")) for layer in layers)
     return {
         "count": len(layers),

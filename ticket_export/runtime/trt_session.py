@@ -102,11 +102,9 @@ class Session:
             )
         return min(covering)[1]
 
-    def information(self, context: Any | None = None) -> str:  # Any: TensorRT's objects have no types
-        """Return what the engine inspector tells about the layers, as JSON text."""
+    def information(self) -> str:
+        """Return what the engine inspector tells about the layers of every profile, as JSON text."""
         inspector = self.engine.create_engine_inspector()
-        if context is not None:
-            inspector.execution_context = context
         return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def profiled_execution(self, inputs: Mapping[str, Array]) -> tuple[Execution, Any]:  # Any: an IProfiler

@@ -43,7 +43,7 @@ class EngineFacts:
         build_seconds: of all builds together.
         spread_fraction: slowest over fastest build, less 1, per batch; None after a single build.
         parity: largest relative error against the ONNX file, the tolerance, and how it was measured.
-        layers: how many layers the engine has, by kind, and how many only change the memory format.
+        layers: by profile, how many layers it has, by kind, and how many only change the memory format.
     """
 
     engine_sha256: str

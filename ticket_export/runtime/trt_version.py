@@ -15,10 +15,9 @@ import logging
 from typing import Any
 
 from ticket_export.errors import DeviceError, MeasureError, MissingDependency
+from ticket_export.runtime.failures import is_device_lost, is_out_of_memory
 
 INSTALL_HINT = "pip install ticket-export[tensorrt]"
-# what TensorRT logs when a build or a context finds no memory; the call itself only returns nothing
-_MEMORY_WORDS = ("out of memory", "outofmemory", "cudaerrormemoryallocation", "insufficient memory")
 _NUM_MESSAGES = 40
 
 
@@ -96,14 +95,19 @@ def last_messages() -> list[str]:
 def failure(what: str, *, hint: str | None = None) -> MeasureError:
     """Return the error for a TensorRT call that failed, with what TensorRT logged about it.
 
-    A DeviceError when memory ran out, which TensorRT tells in its log only.
+    A DeviceError when memory ran out or the GPU failed, which TensorRT tells in its log alone: the call
+    itself returns nothing, or false.
 
     Args:
         what: who failed and at what, e.g. "a.onnx: TensorRT 10.12 cannot build an engine".
-        hint: the next step, unless memory ran out.
+        hint: the next step, unless the GPU is the reason.
     """
     messages = last_messages()
     told = "; ".join(messages[-3:]) if messages else "TensorRT logged no reason"
-    if any(word in message.lower() for message in messages for word in _MEMORY_WORDS):
+    if any(is_out_of_memory(message) for message in messages):
         return DeviceError(f"{what}: the GPU is out of memory: {told}", hint="a smaller batch, or a free GPU")
+    if any(is_device_lost(message) for message in messages):
+        return DeviceError(
+            f"{what}: the GPU failed: {told}", hint="look at nvidia-smi and dmesg, then run the command again"
+        )
     return MeasureError(f"{what}: {told}", hint=hint)
