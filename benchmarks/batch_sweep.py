@@ -12,6 +12,7 @@ with its raw samples.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -64,6 +65,7 @@ def main() -> None:
         tell=lambda words: print(words, file=sys.stderr, flush=True),
     )  # fmt: skip
     command = [sys.executable, *sys.argv, "--worker", repr(time.time())]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the worker would live on
     try:
         watch(
             command, cells, folder, cell_limit_s=arguments.cell_limit_s,

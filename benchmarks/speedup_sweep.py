@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -85,6 +86,7 @@ def main() -> None:
         print(finished())
         return
     _prepare(arguments, settings)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the worker would live on
     try:
         watch(command, cells, folder, cell_limit_s=arguments.cell_limit_s, after=write)
     except KeyboardInterrupt:

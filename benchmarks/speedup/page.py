@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 Document: TypeAlias = Mapping[str, Any]  # Any: JSON
 
+MAX_WIDE_TURNS = 3  # more sweeps stand in lines of their own
 ABOUT = {
     "dense": "the network itself, the baseline of every ratio",
     "dense-again": "the same file a second time: what two equal files differ by is what the method errs by",
@@ -102,27 +103,58 @@ def _tables(done: Sequence[Document]) -> list[str]:
         parts.append(f"### {network}, density {density:g}, {runtime}, {precision}, {documents[0]['device']}")
         if documents[0].get("calibration"):
             parts.append(f"INT8 was calibrated on {documents[0]['calibration']}.")
-        several = len({document["cell"]["turn"] for document in documents}) > 1
-        lines: dict[str, dict[str, str]] = {}
-        for document in documents:
-            cell = document["cell"]
-            head = f"batch {cell['batch']}" + (f", sweep {cell['turn']}" if several else "")
-            for row in document["rows"]:
-                line = lines.setdefault(
-                    row["subject"], {"subject": row["subject"], "MACs fewer": f"{row['macs_ratio']:.2f}x"}
-                )
-                line[f"{head}: p50, ms"] = f"{1000 * row['latency_s']['p50']:.3g}"
-                line[f"{head}: speedup (95 %)"] = _speedup(row)
-        parts.append(table(list(lines.values())))
-        counts = [
-            f"batch {document['cell']['batch']}: n = {document['rows'][0]['num_rounds']} x "
-            f"{document['rows'][0]['num_samples']}"
-            for document in documents
-        ]
-        parts.append(f"{'; '.join(dict.fromkeys(counts))}.")
+        parts.append(_long(documents) if _num_turns(documents) > MAX_WIDE_TURNS else _wide(documents))
+        parts.append(_counts(documents))
         parts.append(_parity(documents))
         parts += _causes(documents)
     return parts
+
+
+def _num_turns(documents: Sequence[Document]) -> int:
+    return len({document["cell"]["turn"] for document in documents})
+
+
+def _wide(documents: Sequence[Document]) -> str:
+    lines: dict[str, dict[str, str]] = {}
+    for document in documents:
+        cell = document["cell"]
+        head = f"batch {cell['batch']}" + (f", sweep {cell['turn']}" if _num_turns(documents) > 1 else "")
+        for row in document["rows"]:
+            line = lines.setdefault(
+                row["subject"], {"subject": row["subject"], "MACs fewer": f"{row['macs_ratio']:.2f}x"}
+            )
+            line[f"{head}: p50, ms"] = f"{1000 * row['latency_s']['p50']:.3g}"
+            line[f"{head}: speedup (95 %)"] = _speedup(row)
+    return table(list(lines.values()))
+
+
+def _long(documents: Sequence[Document]) -> str:
+    lines = [
+        {
+            "batch": str(document["cell"]["batch"]),
+            "sweep": str(document["cell"]["turn"]),
+            "subject": row["subject"],
+            "p50, ms": f"{1000 * row['latency_s']['p50']:.3g}",
+            "speedup (95 %)": _speedup(row),
+        }
+        for document in documents
+        for row in document["rows"]
+        if row["speedup"] is not None
+    ]
+    return table(lines)
+
+
+def _counts(documents: Sequence[Document]) -> str:
+    found: dict[int, set[tuple[int, int]]] = {}
+    for document in documents:
+        first = document["rows"][0]
+        found.setdefault(document["cell"]["batch"], set()).add((first["num_samples"], first["num_rounds"]))
+    told = []
+    for batch, counts in found.items():
+        (least, rounds), (most, _) = min(counts), max(counts)
+        span = str(least) if least == most else f"{least} to {most}"
+        told.append(f"batch {batch}: n = {rounds} x {span}")
+    return f"{'; '.join(told)}."
 
 
 def _parity(documents: Sequence[Document]) -> str:
