@@ -96,7 +96,7 @@ def test_a_shared_floor_names_its_layers_and_the_speedup_it_allows() -> None:
     found = told(dense, network([Scripted("stem", 3, 64, 10, 6.0), Scripted("a", 64, 16, 20, 0.889)]))
     assert found.kind == "floor"
     assert (
-        "1 layers it does not shrink (stem) are 60 % of dense's time and 10 % of its MACs" in found.sentence
+        "1 layer it does not shrink (stem) took 60 % of dense's time and 10 % of its MACs" in found.sentence
     )
     assert found.evidence["bound"] == pytest.approx(10 / 6.889, abs=1e-3)
     assert "more than 1.45x is out of reach" in found.sentence
@@ -105,7 +105,7 @@ def test_a_shared_floor_names_its_layers_and_the_speedup_it_allows() -> None:
 def test_smaller_kernels_that_run_slower_on_the_grid_are_told_with_their_rates() -> None:
     found = told(DENSE, network([Scripted("stem", 3, 64, 10, 1.0), Scripted("a", 32, 64, 40, 6.0)]))
     assert found.kind == "kernels"
-    assert "is lost in 1 smaller layers that run 6.7 GMAC/s where dense's run 10.0" in found.sentence
+    assert "is lost in 1 smaller layer at 6.7 GMAC/s, dense's run 10.0" in found.sentence
 
 
 def test_time_between_kernels_is_a_matter_of_launches() -> None:

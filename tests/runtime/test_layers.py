@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ticket_export.errors import MeasureError
-from ticket_export.runtime.layers import LayerProfile, LayerTime, median_s, profile_layers
+from ticket_export.runtime.layers import LayerProfile, LayerTime, calm_s, profile_layers
 from ticket_export.runtime.ort_layers import profile_from_events
 
 Event = dict[str, Any]
@@ -33,15 +33,15 @@ def kernel_event(microseconds: int) -> Event:
     return {"cat": "Kernel", "name": "sgemm", "dur": microseconds, "args": {"op_name": "Conv"}}
 
 
-def test_a_layer_is_the_median_of_its_runs_and_the_first_runs_do_not_count() -> None:
+def test_a_layer_is_what_its_calmer_runs_say_and_the_first_runs_do_not_count() -> None:
     events: list[Event] = []
     for conv, relu in ((900, 90), (20, 4), (10, 2), (12, 2), (30, 2)):
         events += [node_event("conv", "Conv", conv), node_event("relu", "Relu", relu)]
         events += [run_event(conv + relu + 5)]
     profile = profile_from_events(events, on_device=False, skipped_runs=1)
     assert [(layer.name, layer.op) for layer in profile.layers] == [("conv", "Conv"), ("relu", "Relu")]
-    assert profile.layers[0].seconds == pytest.approx(16e-6)  # the middle half of 10 12 20 30
-    assert profile.layers_s == pytest.approx(18e-6)
+    assert profile.layers[0].seconds == pytest.approx(11e-6)  # the lower half of 10 12 20 30
+    assert profile.layers_s == pytest.approx(13e-6)
     assert profile.between_s == pytest.approx(5e-6)
     assert profile.num_runs == 4
 
@@ -81,7 +81,7 @@ def test_a_real_file_is_profiled_node_by_node(linear_onnx: Callable[..., Path]) 
     for profile in found.values():
         assert {layer.op for layer in profile.layers} & {"MatMul", "Gemm"}
         assert all(0.0 <= layer.seconds < 0.1 for layer in profile.layers)
-        assert profile.num_runs >= 8
+        assert profile.num_runs >= 10
 
 
 def test_no_profile_is_left_in_the_working_folder(
@@ -106,9 +106,9 @@ def test_runtimes_without_layer_times_and_wrong_sources_are_refused(linear_onnx:
         profile_layers({"a": linear_onnx()}, "ort-cpu", [np.ones((1, 1, 3, 2), np.float32)])
 
 
-def test_the_middle_half_is_not_moved_by_an_interrupt() -> None:
-    assert median_s([1.0, 1.0, 2.0, 100.0]) == 1.5
-    assert median_s([3.0]) == 3.0
+def test_a_neighbour_that_disturbs_half_of_the_runs_is_not_seen() -> None:
+    assert calm_s([1.0, 2.0, 90.0, 100.0]) == 1.5
+    assert calm_s([3.0]) == 3.0
 
 
 def test_a_profile_survives_json() -> None:

@@ -14,7 +14,7 @@ from ticket_export.measure.losses import losses, width_grid
 from ticket_export.measure.measurement import Measurement
 from ticket_export.measure.onnx_costs import costs_from_onnx
 from ticket_export.measure.speedup import speedup
-from ticket_export.runtime.layers import NetworkCosts, median_s, profile_layers, require_profiler
+from ticket_export.runtime.layers import NetworkCosts, calm_s, profile_layers, require_profiler
 from ticket_export.runtime.onnx_file import ENGINE_SUFFIXES
 from ticket_export.runtime.registry import open_runner
 from ticket_export.runtime.runner import Array, Runner
@@ -111,7 +111,7 @@ def graph_speedup(source: Source, measured: Measurement) -> float | None:
                         own.append(taken_s)
     except (MeasureError, MissingDependency):
         return None
-    return median_s(seconds[0]) / median_s(seconds[1])
+    return calm_s(seconds[0]) / calm_s(seconds[1])
 
 
 def _timed_networks(

@@ -56,6 +56,7 @@ def cause_text(found: CauseJson) -> str:
     rows = layer_rows(found)
     if rows:
         lines += ["", text_table(LAYER_HEADS, rows), "", LAYER_NOTE]
+    lines += _unmatched(found["evidence"])
     return "\n".join(lines)
 
 
@@ -86,6 +87,18 @@ def _widths(layer: Mapping[str, Any], side: int) -> str:  # Any: JSON values
 
 def _rate(macs: int | None, seconds: float | None) -> str:
     return f"{macs / seconds / 1e9:.1f}" if macs and seconds else "-"
+
+
+def _unmatched(evidence: Mapping[str, Any]) -> list[str]:  # Any: JSON values
+    """Name the layers that no kernel or no layer of the other network was found for."""
+    alone = [layer["name"] for layer in evidence.get("layers", ()) if layer["kind"] == "alone"]
+    dense, own = evidence.get("missing", ((), ()))
+    told = {
+        "no kernel found, dense": dense,
+        "no kernel found, this model": own,
+        "in one of the two only": alone,
+    }
+    return [f"{what}: {', '.join(names)}" for what, names in told.items() if names]
 
 
 def cause_line(found: CauseJson) -> str:

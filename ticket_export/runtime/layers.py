@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     Source: TypeAlias = Path | str | torch.nn.Module
 
 WARMUP_RUNS = 3  # the first run of a session lays out its memory
-MIN_RUNS, MAX_RUNS = 8, 200
+MIN_RUNS, MAX_RUNS = 10, 200
 RUNS_BUDGET_S = 1.0
-TURNS = 4
+TURNS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,8 @@ class LayerTime:
     Attributes:
         name: the runtime's own name; a fused layer may name several nodes of the file.
         op: what it does in the runtime's word, e.g. "Conv" or "Reorder".
-        seconds: median over the profiled inferences, all calls of the layer within one inference added up.
+        seconds: over the calmer half of the profiled inferences, where the runtime tells each of them, else
+            the median; all calls of the layer within one inference added up.
     """
 
     name: str
@@ -50,9 +51,9 @@ class LayerProfile:
 
     Attributes:
         layers: in the order they run.
-        between_s: median seconds of one inference that no layer took, such as the runtime's own steps; None
+        between_s: seconds of one inference that no layer took, such as the runtime's own steps; None
             where the profiler tells of layers alone.
-        num_runs: inferences the medians rest on.
+        num_runs: inferences the times rest on.
     """
 
     layers: tuple[LayerTime, ...]
@@ -120,14 +121,14 @@ class NetworkCosts:
         return sum(layer.macs for layer in self.layers)
 
 
-def median_s(seconds: Sequence[float]) -> float:
-    """Return the middle of some timings: the mean of their middle half.
+def calm_s(seconds: Sequence[float]) -> float:
+    """Return what timings of one thing say when nothing disturbs them: the mean of their lower half.
 
-    Profilers count in whole microseconds; a plain median of such counts is off by up to half of one.
+    A neighbour only ever adds time, and in a profile it would be taken for a slow layer. A mean, because
+    profilers count in whole microseconds.
     """
     ordered = np.sort(np.asarray(seconds, dtype=np.float64))
-    quarter = len(ordered) // 4
-    return float(np.mean(ordered[quarter : len(ordered) - quarter]))
+    return float(np.mean(ordered[: (len(ordered) + 1) // 2]))
 
 
 class LayerProfiler(Protocol):
@@ -137,7 +138,7 @@ class LayerProfiler(Protocol):
         """Run the network `times` times."""
 
     def finish(self, skipped_runs: int) -> LayerProfile:
-        """Stop and return the medians over all runs but the first `skipped_runs`; not called twice."""
+        """Stop and return the times over all runs but the first `skipped_runs`; not called twice."""
 
     def close(self) -> None:
         """Free the network and what the profiler wrote."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from ticket_export.errors import MeasureError
 from ticket_export.runtime.failures import error_from_failure
-from ticket_export.runtime.layers import LayerProfile, LayerTime, median_s
+from ticket_export.runtime.layers import LayerProfile, LayerTime, calm_s
 from ticket_export.runtime.ort import session_options
 from ticket_export.runtime.ort_cuda import onnxruntime_with_cuda
 from ticket_export.runtime.runner import Array
@@ -135,10 +135,10 @@ def profile_from_events(events: Sequence[Event], *, on_device: bool, skipped_run
     ]
     return LayerProfile(
         layers=tuple(
-            LayerTime(name=name, op=op, seconds=median_s(seconds)) for (name, op), seconds in runs_s.items()
+            LayerTime(name=name, op=op, seconds=calm_s(seconds)) for (name, op), seconds in runs_s.items()
         ),
         # the event of a run on a device spans its launches, not its kernels
-        between_s=None if on_device else max(0.0, median_s(between_s)),
+        between_s=None if on_device else max(0.0, calm_s(between_s)),
         num_runs=num_runs,
     )
 

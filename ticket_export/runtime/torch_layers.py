@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ticket_export.errors import MeasureError
-from ticket_export.runtime.layers import LayerCost, LayerProfile, LayerTime, NetworkCosts, median_s
+from ticket_export.runtime.layers import LayerCost, LayerProfile, LayerTime, NetworkCosts, calm_s
 from ticket_export.runtime.runner import Array
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class ModuleProfiler:
             LayerTime(
                 name=name,
                 op=self._op_by_name.get(name, op),
-                seconds=median_s([layers.get((name, op), 0.0) for _, layers in runs]),
+                seconds=calm_s([layers.get((name, op), 0.0) for _, layers in runs]),
             )
             for name, op in places
         )
@@ -98,7 +98,7 @@ class ModuleProfiler:
         return LayerProfile(
             layers=layers,
             # on a GPU the host's range ends before the kernels do: only the measured latency tells
-            between_s=None if self._device.type == "cuda" else max(0.0, median_s(between_s)),
+            between_s=None if self._device.type == "cuda" else max(0.0, calm_s(between_s)),
             num_runs=len(runs),
         )
 
