@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ticket_export.runtime.layers import LayerProfile, LayerTime, median_s
+from ticket_export.runtime.layers import LayerProfile, LayerTime, calm_s
 from ticket_export.runtime.runner import Array
 from ticket_export.runtime.trt_session import Session
 
@@ -93,7 +93,7 @@ class EngineProfiler:
         names = list(dict.fromkeys(name for run in runs for name, _ in run))
         totals_s = {name: [sum(s for called, s in run if called == name) for run in runs] for name in names}
         layers = tuple(
-            LayerTime(name=name, op=self._kinds.get(name, "?"), seconds=median_s(totals_s[name]))
+            LayerTime(name=name, op=self._kinds.get(name, "?"), seconds=calm_s(totals_s[name]))
             for name in names
         )
         return LayerProfile(layers=layers, between_s=None, num_runs=len(runs))
