@@ -362,6 +362,20 @@ def test_files_that_make_no_engine_are_refused(
     assert not list(tmp_path.glob("*.engine*"))
 
 
+def test_unsigned_activations_are_refused_with_the_way_to_signed_ones(
+    newest: Script, quantised_onnx: Path, tmp_path: Path
+) -> None:
+    for zero, told in [(np.uint8(128), "UINT8 around 128"), (np.int8(3), "INT8 around 3")]:
+        model = onnx.load(quantised_onnx)
+        model.graph.initializer[1].CopyFrom(numpy_helper.from_array(zero, "zero"))
+        onnx.save(model, tmp_path / "asymmetric.onnx")
+        with pytest.raises(
+            MeasureError, match=f"rounds to {told}, but TensorRT takes INT8 around 0"
+        ) as caught:
+            build_engine(tmp_path / "asymmetric.onnx", tmp_path / "a.engine", BuildSettings())
+        assert "--to tensorrt" in str(caught.value.hint)
+
+
 def test_nothing_is_printed_and_progress_is_told(
     newest: Script, linear_onnx: MakeLinear, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,6 +77,7 @@ def read_source(path: Path) -> OnnxSource:
             f"{path}: its weights lie in other files, so its hash would not tell when they change",
             hint="save it as one file: onnx.save(onnx.load(path), path)",
         )
+    _require_symmetric(model, path)
     weights = {weight.name for weight in model.graph.initializer}
     shapes = {value.name: _shape(value) for value in model.graph.input if value.name not in weights}
     for name, shape in shapes.items():
@@ -253,6 +254,23 @@ def _load_cache(config: Any, content: bytes) -> bool:  # Any: TensorRT's objects
 def _serialized_cache(config: Any) -> bytes:  # Any: TensorRT's objects have no types
     cache = config.get_timing_cache()
     return b"" if cache is None else bytes(memoryview(cache.serialize()))
+
+
+def _require_symmetric(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse what TensorRT does on a GPU: it rounds to signed values around 0 ("Explicit Quantization")."""
+    from onnx import TensorProto, numpy_helper
+
+    constants = {weight.name: weight for weight in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 3:
+            continue
+        zero = constants.get(node.input[2])
+        if zero is not None and (zero.data_type == TensorProto.UINT8 or numpy_helper.to_array(zero).any()):
+            raise MeasureError(
+                f"{path}: {node.op_type} {node.name!r} rounds to {TensorProto.DataType.Name(zero.data_type)} "
+                f"around {numpy_helper.to_array(zero).ravel()[0]}, but TensorRT takes INT8 around 0",
+                hint="ticket-export export ... --to tensorrt --precision int8 writes such a file",
+            )
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
