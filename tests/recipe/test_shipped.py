@@ -64,5 +64,5 @@ def test_the_main_job_is_what_the_readme_promises() -> None:
     recipe = load_recipe(FOLDER / "digits_resnet20.yaml")
     assert recipe.replicates == 3
     assert (recipe.find.levels, recipe.find.scope, recipe.find.round_to) == (2, "coupled", 8)
-    assert recipe.find.controls == ("random", "uniform", "reinit")
+    assert recipe.find.controls == ("random", "uniform", "reinit", "unstructured", "depgraph")
     assert recipe.measure.threads == 1

@@ -86,6 +86,11 @@ def _grids(choices: Sequence[Choice]) -> list[int]:
     )
 
 
+def choice_markdown(choice: Told) -> str:
+    """Return the table of a choice and the sentence about it, in markdown."""
+    return f"{markdown_table(_heads(choice), _rows(choice))}\n\n{choice_sentence(choice)}"
+
+
 def choice_sentence(choice: Told) -> str:
     """Say what was kept, for what, and what that rests on."""
     kept = choice["candidates"][choice["chosen"]]
@@ -100,8 +105,8 @@ def choice_sentence(choice: Told) -> str:
     )
     if fastest is not kept:
         text += (
-            f" Between it and {network_name(fastest)}, {words.ratio(fastest['speedup'])}, no difference is "
-            "shown: the smaller one is kept."
+            f" It is not shown to differ from {network_name(fastest)} ({fastest['speedup']['ratio']:.2f}x): "
+            "the smaller one is kept."
         )
     reasons = list(dict.fromkeys(reason for one in choice["candidates"] for reason in one["reasons"]))
     if reasons:
