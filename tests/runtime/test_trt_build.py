@@ -127,8 +127,7 @@ def test_profiles_are_shared_between_streams_where_that_has_to_be_asked_for(
         file = linear_onnx()
         build_engine(file, file.with_suffix(".engine"), BuildSettings(builds=1))
         asked[version] = script.preview
-    sharing = [{"PROFILE_SHARING_0806"}]
-    assert asked == {OLD: sharing, MIDDLE: sharing, NEW: [set()]}
+    assert asked == {**dict.fromkeys((OLD, MIDDLE), [{"PROFILE_SHARING_0806"}]), NEW: [set()]}
 
 
 def test_the_old_parser_is_given_the_opset_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +321,6 @@ def test_a_failure_tells_what_tensorrt_logged(
     ("settings", "words"),
     [
         ({"builds": 0}, "builds is 0, but must be 1 to 20"),
-        ({"builds": 21}, "builds is 21"),
         ({"optimization_level": 6}, "optimization_level is 6"),
         ({"tolerance": 0.0}, r"tolerance is 0\.0"),
         ({"batches": ()}, r"batches are \[\]"),
