@@ -23,55 +23,61 @@ needs_two_cores = pytest.mark.skipif(
 )
 
 
-def cores_of_threads() -> list[set[int]]:
-    """Where every thread of this process may run, as the kernel tells it."""
-    return [os.sched_getaffinity(int(task.name)) for task in Path("/proc/self/task").iterdir()]
+def cores_by_thread() -> dict[int, set[int]]:
+    """Where every thread of this process may run, as the kernel tells it; sessions bind some of theirs."""
+    tasks = [int(task.name) for task in Path("/proc/self/task").iterdir()]
+    return {task: os.sched_getaffinity(task) for task in tasks}
 
 
 @pytest.fixture
-def idle_thread() -> Iterator[None]:
-    """A thread that was there before, as those of a session are."""
+def idle_thread() -> Iterator[threading.Thread]:
+    """A thread to start, which waits until the test is over, however that ends."""
     over = threading.Event()
     thread = threading.Thread(target=over.wait)
-    thread.start()
-    yield
+    yield thread
     over.set()
-    thread.join()
+    if thread.ident is not None:
+        thread.join()
 
 
 @needs_two_cores
-@pytest.mark.usefixtures("idle_thread")
-def test_threads_that_were_there_and_threads_that_start_are_held_and_given_back() -> None:
-    home = os.sched_getaffinity(0)
+def test_threads_that_were_there_and_threads_that_start_are_held_and_given_back(
+    idle_thread: threading.Thread,
+) -> None:
+    idle_thread.start()
+    before = cores_by_thread()
     seen: list[set[int]] = []
     with pinned(1, "cpu") as cores:
         assert cores is not None
         assert len(cores) == 1
-        assert len(cores_of_threads()) >= 2
-        assert all(held == set(cores) for held in cores_of_threads())
+        assert len(cores_by_thread()) >= 2
+        assert all(held == set(cores) for held in cores_by_thread().values())
         later = threading.Thread(target=lambda: seen.append(os.sched_getaffinity(0)))
         later.start()
         later.join()
     assert seen == [set(cores)]
-    assert all(free == home for free in cores_of_threads())
+    after = cores_by_thread()
+    assert all(after[task] == before[task] for task in before.keys() & after.keys())
+    assert idle_thread.native_id in before.keys() & after.keys()
 
 
 @needs_two_cores
-def test_cores_are_given_back_after_an_error_and_to_threads_that_started_meanwhile() -> None:
-    home = os.sched_getaffinity(0)
-    over = threading.Event()
-    thread = threading.Thread(target=over.wait)
+def test_cores_are_given_back_after_an_error_and_to_threads_that_started_meanwhile(
+    idle_thread: threading.Thread,
+) -> None:
+    home, before = os.sched_getaffinity(0), cores_by_thread()
 
     def fail_midway() -> None:
         with pinned(1, "cpu"):
-            thread.start()
+            idle_thread.start()
             raise RuntimeError("midway")
 
     with pytest.raises(RuntimeError, match="midway"):
         fail_midway()
-    assert all(free == home for free in cores_of_threads())
-    over.set()
-    thread.join()
+    after = cores_by_thread()
+    assert idle_thread.native_id is not None
+    assert after[idle_thread.native_id] == home
+    assert all(after[task] == before[task] for task in before.keys() & after.keys())
 
 
 @needs_two_cores
@@ -79,8 +85,8 @@ def test_the_threads_of_an_open_session_obey(write_mlp: Callable[..., Path]) -> 
     with open_runner(write_mlp("a.onnx"), "ort-cpu", threads=2) as runner, pinned(1, "cpu") as cores:
         assert cores is not None
         runner.renew()  # a new session starts threads of its own
-        assert len(cores_of_threads()) >= 2
-        assert all(held == set(cores) for held in cores_of_threads())
+        assert len(cores_by_thread()) >= 2
+        assert all(held == set(cores) for held in cores_by_thread().values())
 
 
 @needs_two_cores
