@@ -156,6 +156,16 @@ def test_each_precision_is_a_file_with_an_accuracy_and_a_latency_of_its_own() ->
         assert sorted(found) == sorted(["fp32", "fp16", "int8"] * num_subjects)
 
 
+def test_symmetric_activations_make_other_int8_files_and_move_no_other() -> None:
+    precisions = "export.precisions=[fp32, int8]"
+    before = {(str(n), n.item["precision"]): n.key for n in nodes(precisions) if n.stage == "export"}
+    symmetric = nodes(precisions, "export.int8_activations=int8")
+    after = {(str(n), n.item["precision"]): n.key for n in symmetric if n.stage == "export"}
+    assert {name for name, key in before.items() if after[name] != key} == {
+        name for name in before if name[1] == "int8"
+    }
+
+
 def test_a_name_is_in_no_key() -> None:
     assert changed("name=other") == set()
 

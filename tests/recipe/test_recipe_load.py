@@ -150,6 +150,14 @@ def test_a_runtime_of_modules_needs_a_precision_that_modules_have() -> None:
     assert "holds only int8" in told
 
 
+def test_tensorrt_needs_activations_around_zero() -> None:
+    overrides = ("export.precisions=[fp32, int8]", "measure.runtimes=[ort-cpu, tensorrt]")
+    assert problems_of(*overrides) == [
+        "export.int8_activations: uint8 is not what tensorrt runs (--set export.int8_activations=int8)"
+    ]
+    assert recipe_of(*overrides, "export.int8_activations=int8").export.int8_activations == "int8"
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [

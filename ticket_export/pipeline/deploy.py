@@ -96,6 +96,7 @@ def _shrunk(context: Context, node: Node, network: nn.Module) -> tuple[Shrunk, W
         residual=residual,
         tolerance=tolerance,
         calibration=_calibration_images(context) if precision == "int8" else None,
+        activations=recipe.export.int8_activations,
         min_top1_agreement=recipe.export.int8_min_agreement,
     )
     return choice.shrunk, choice
@@ -113,6 +114,7 @@ def export_step(context: Context, node: Node, folder: Path, scratch: Path, progr
         context.example_inputs,
         precision=precision,
         calibration=_calibration_images(context) if precision == "int8" else None,
+        activations=context.recipe.export.int8_activations,
         min_top1_agreement=context.recipe.export.int8_min_agreement,
         metadata={
             "ticket_export.key": node.key,

@@ -237,6 +237,7 @@ class _Graph:
             "runtime": runtime,
             "precision": precision,
             "batches": list(self._recipe.measure.batches),
+            **self._int8_item(precision),
         }
         sections = self._sections((*HASHED["shrink", subject.kind], *LATENCY_HASHED))
         return self._append("shrink", item, sections, read, on_machine=True)
@@ -253,7 +254,7 @@ class _Graph:
                 subject,
                 replicate,
                 {"network": network},
-                {"target": target, "precision": precision, **runtime_item},
+                {"target": target, "precision": precision, **runtime_item, **self._int8_item(precision)},
             )
             for target in self._recipe.export.targets
             for precision in dict.fromkeys(precision for _, precision in executions)
@@ -263,6 +264,11 @@ class _Graph:
             for runtime, precision in executions
         }
         return _End(subject=subject, replicate=replicate, sources=sources)
+
+    def _int8_item(self, precision: str) -> dict[str, str]:
+        """Return how an INT8 file differs from the default one."""
+        activations = self._recipe.export.int8_activations
+        return {"activations": activations} if (precision, activations) == ("int8", "int8") else {}
 
     def _add_latency(
         self, sources: Sequence[tuple[_End, Node]], item: Mapping[str, Any]

@@ -147,6 +147,7 @@ def fastest_widths(
     residual: str = "union",
     tolerance: float = 1e-5,
     calibration: Mapping[str, Array] | Tensor | None = None,
+    activations: str = "uint8",
     min_top1_agreement: float = MIN_TOP1_AGREEMENT,
     on_progress: Tell | None = None,
 ) -> WidthChoice:
@@ -172,6 +173,7 @@ def fastest_widths(
         residual: as for `shrink`.
         tolerance: as for `shrink`.
         calibration: as for `onnx_from_module`, of int8.
+        activations: as for `onnx_from_module`, of int8.
         min_top1_agreement: as for `onnx_from_module`, of int8.
         on_progress: called with a line before each slow step.
 
@@ -182,7 +184,11 @@ def fastest_widths(
     """
     _check(runtime, batches, candidates, threads)
     protocol = Protocol(rounds=rounds, samples=samples, scope=scope, threads=threads)
-    exported = {"calibration": calibration, "min_top1_agreement": min_top1_agreement}
+    exported = {
+        "calibration": calibration,
+        "activations": activations,
+        "min_top1_agreement": min_top1_agreement,
+    }
     form = _Form(example_tuple(example_inputs), runtime, precision, exported, batches, on_progress)
     options = {"mask": mask, "residual": residual, "tolerance": tolerance}
     return _chosen(model, form, candidates, options, protocol=protocol, device=device)

@@ -254,11 +254,13 @@ class ExportSection(Section):
         targets: kinds of files.
         precisions: number formats; each is a file of its own, `int8` calibrated on training images.
         int8_min_agreement: share of the calibration images that the INT8 file must class as fp32 does.
+        int8_activations: `uint8` is fast in ONNX Runtime on x86, TensorRT takes `int8` (symmetric) alone.
     """
 
     targets: tuple[Literal["onnx"], ...]
     precisions: tuple[Literal["fp32", "fp16", "int8"], ...]
     int8_min_agreement: Annotated[float, Field(ge=0.0, le=1.0)] = 0.95
+    int8_activations: Literal["uint8", "int8"] = "uint8"
 
     def _problems(self) -> Problems:
         yield from _empty_or_repeats("targets", self.targets)
@@ -330,7 +332,12 @@ def peer_problems(model: ModelSection, find: FindSection) -> Problems:
 
 
 def runtime_problems(export: ExportSection, measure: MeasureSection) -> Problems:
-    """Yield (place, text) for each runtime that runs none of the precisions: nothing of it would be shown."""
+    """Yield (place, text) for each runtime that runs none of the precisions, or not as they are written."""
+    if "tensorrt" in measure.runtimes and "int8" in export.precisions and export.int8_activations != "int8":
+        yield (
+            "export.int8_activations",
+            f"{export.int8_activations} is not what tensorrt runs (--set export.int8_activations=int8)",
+        )
     if MODULE_PRECISIONS.isdisjoint(export.precisions):
         for index, runtime in enumerate(measure.runtimes):
             if runtime in MODULE_RUNTIMES:
