@@ -49,6 +49,14 @@ def net():
             "--padded-constants term has no effect with --round-to auto",
         ),
         (("--input", "1x3x32x32", "--round-to", "auto", "--for-batch", "1,x"), "--for-batch: '1,x'"),
+        (
+            ("--input", "1x3x32x32", "--round-to", "auto", "--for-precision", "int8"),
+            "--for-precision int8 needs images",
+        ),
+        (
+            ("--input", "1x3x32x32", "--round-to", "auto", "--calibration", "c.npz"),
+            "--calibration: c.npz is for --round-to auto with --for-precision int8 alone",
+        ),
     ],
 )
 def test_shrink_refuses_wrong_input_with_its_value(
@@ -89,6 +97,31 @@ def test_shrink_keeps_the_widths_that_are_the_fastest_here(tell: Callable[..., T
     assert choice["machine"]["cpu"]
     small = te.load_bundle(tmp_path / "b", scope["net"]())
     assert small[0].out_channels == (5, 8)[choice["chosen"]]
+
+
+def test_shrink_measures_widths_in_int8_with_images_to_calibrate_on(
+    tell: Callable[..., Told], tmp_path: Path
+) -> None:
+    import torch
+
+    (tmp_path / "net.py").write_text(NET, encoding="utf-8")
+    scope: dict[str, Any] = {}
+    exec(NET, scope)
+    net = scope["net"]().eval()
+    with torch.no_grad():
+        net[2].weight[:, 5:] = 0.0
+    np.savez(tmp_path / "w.npz", **{name: tensor.numpy() for name, tensor in net.state_dict().items()})
+    images = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "c.npz", x=images)
+    code, told, err = tell(
+        *("shrink", f"{tmp_path / 'net.py'}:net", "--weights", tmp_path / "w.npz", "--input", "1x3x8x8"),
+        *("--out", tmp_path / "b", "--round-to", "auto", "--for-precision", "int8"),
+        *("--calibration", tmp_path / "c.npz", "--mean", "0.5,0.5,0.5", "--std", "0.3,0.3,0.3"),
+    )
+    assert code in (0, 1), err  # 1 where this machine is too busy for stable timings
+    assert "Kept: round_to" in told
+    choice = json.loads((tmp_path / "b" / "manifest.json").read_text())["origin"]["widths_by_measurement"]
+    assert choice["precision"] == "int8"
 
 
 def test_shrink_names_weights_that_are_not_there(tell: Callable[..., Told], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ticket_export.cli.accuracy import accuracy_text, labelled_images
+from ticket_export.cli.images import calibration_images
 from ticket_export.cli.inputs import InputSpec, builder_arguments
 from ticket_export.cli.networks import built_network
 from ticket_export.cli.widths import Widths, require_stable
@@ -58,6 +59,10 @@ PaddedConstants = Annotated[
 Data = Annotated[Path | None, typer.Option(metavar="FILE.npz", help="test_x, test_y: tell the accuracy too")]
 Mean = Annotated[str | None, typer.Option(help="of the data, per channel: 0.49,0.48,0.44")]
 Std = Annotated[str | None, typer.Option(help="of the data, per channel: 0.25,0.24,0.26")]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.npz", help="of auto for int8: its train_x or x, as in export"),
+]
 Onnx = Annotated[bool, typer.Option("--onnx", help="export model.onnx beside the bundle")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="one line for every channel group")]
 
@@ -74,6 +79,7 @@ def shrink(
     for_precision: ForPrecision = None,
     for_batch: ForBatch = None,
     threads: Threads = None,
+    calibration: Calibration = None,
     residual: ResidualMode = "union",
     padded_constants: PaddedConstants = None,
     data: Data = None,
@@ -87,9 +93,11 @@ def shrink(
     With --round-to auto several widths are timed: exits 1, bundle written, when a measurement is unstable.
     """
     widths = Widths.from_options(round_to, padded_constants, for_runtime, for_precision, for_batch, threads)
+    widths.require_calibration(calibration)
     specs = [InputSpec.from_text(text) for text in inputs]
     plain_arguments = builder_arguments(arguments or ())
-    images = _images(data, mean, std, specs)
+    images = _images(data, mean, std, specs, others=calibration)
+    shown = None if calibration is None else calibration_images(calibration, mean, std)
 
     from ticket_export.report.shrunk import shrunk_text
     from ticket_export.report.widths import choice_text
@@ -107,7 +115,7 @@ def shrink(
     networks, texts = _zeroed(given, examples, zero_below, origin)
     typer.echo(f"shrinking {builder}", err=True)
     *_, last = networks.values()
-    shrunk, choice = widths.shrunk(last, examples, residual=residual)
+    shrunk, choice = widths.shrunk(last, examples, residual=residual, calibration=shown)
     if choice is not None:
         origin["widths_by_measurement"] = choice
         texts.append(choice_text(choice))
@@ -139,11 +147,11 @@ def _zeroed(
 
 
 def _images(
-    data: Path | None, mean: str | None, std: str | None, specs: Sequence[InputSpec]
+    data: Path | None, mean: str | None, std: str | None, specs: Sequence[InputSpec], *, others: Path | None
 ) -> LabelledImages | None:
     if data is None:
-        if mean is not None or std is not None:
-            raise ShrinkError("--mean and --std belong to --data, which is not given")
+        if others is None and (mean is not None or std is not None):
+            raise ShrinkError("--mean and --std belong to --data or --calibration, and neither is given")
         return None
     if len(specs) != 1:
         raise ShrinkError(

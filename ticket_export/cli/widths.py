@@ -11,6 +11,10 @@ import typer
 from ticket_export.errors import ShrinkError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor, nn
 
     from ticket_export.shrink.exact import Shrunk
@@ -78,8 +82,28 @@ class Widths:
             threads=1 if threads is None else threads,
         )
 
+    def require_calibration(self, path: Path | None) -> None:
+        """Pass when images for INT8 are given if, and only if, they are needed.
+
+        Raises:
+            ShrinkError: they are missing, or have no effect.
+        """
+        needed = self.round_to is None and self.precision == "int8"
+        if needed and path is None:
+            raise ShrinkError(
+                "--for-precision int8 needs images that show the activations' ranges",
+                hint="--calibration FILE.npz with train_x or x, and --mean and --std of the training",
+            )
+        if path is not None and not needed:
+            raise ShrinkError(f"--calibration: {path} is for --round-to auto with --for-precision int8 alone")
+
     def shrunk(
-        self, model: nn.Module, examples: Sequence[Tensor], *, residual: str
+        self,
+        model: nn.Module,
+        examples: Sequence[Tensor],
+        *,
+        residual: str,
+        calibration: npt.NDArray[np.float32] | None,
     ) -> tuple[Shrunk, dict[str, Any] | None]:  # Any: JSON values
         """Return the shrunk network, and of a measurement what it was chosen from."""
         if self.round_to is not None:
@@ -93,6 +117,8 @@ class Widths:
                 padded_constants=self.padded_constants,
             )
             return fixed, None
+        import torch
+
         from ticket_export.pipeline.widths import fastest_widths
 
         choice = fastest_widths(
@@ -103,6 +129,8 @@ class Widths:
             batches=self.batches,
             threads=self.threads,
             residual=residual,
+            calibration=None if calibration is None else torch.from_numpy(calibration),
+            activations="int8" if self.runtime == "tensorrt" else "uint8",  # TensorRT takes no zero points
             on_progress=lambda line: typer.echo(line, err=True),
         )
         return choice.shrunk, choice.to_json()
