@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from result_files import write_results
 from speedup.masks import inner_groups, mask_of_cost
@@ -30,8 +31,8 @@ import ticket_export as te
 from ticket_export.channels.costs import count_costs
 from ticket_export.channels.mask import Mask
 from ticket_export.find.control import macs_of_masks
-from ticket_export.measure.fastest import not_shown_slower
-from ticket_export.pipeline.widths import ROUND_TO, WidthChoice, fastest_widths, name_of
+from ticket_export.measure.speedup import mean_interval
+from ticket_export.pipeline.widths import ROUND_TO, fastest_widths, name_of
 from ticket_export.report.widths import choice_markdown
 from ticket_export.seeds import stream
 
@@ -65,16 +66,23 @@ def pruned(network: str) -> tuple[nn.Module, Tensor, float]:
     return model, image, macs_of(mask) / count_costs(model, image).macs
 
 
-def verdicts(choice: WidthChoice) -> list[str]:
-    """Return per batch, and over all, whether what was kept is shown to be slower than any other."""
-    kept = name_of(choice.chosen.round_to, choice.chosen.form)
-    names = [name_of(one.round_to, one.form) for one in choice.candidates]
+def kept_alone(done: Mapping[str, Any]) -> list[str]:  # Any: JSON
+    """Return for each batch what would be kept if it were measured for that batch alone, by the same rule."""
+    sizes = {
+        name_of(one["round_to"], one["form"]): (one["file_bytes"], one["macs"])
+        for one in done["choice"]["candidates"]
+    }
+    kept = list(sizes)[done["choice"]["chosen"]]
     lines = []
-    for what, runs in [(f"batch {run['dense'].batch}", [run]) for run in choice.runs] + [
-        ("all batches", list(choice.runs))
-    ]:
-        holds = kept in not_shown_slower(runs, names)
-        lines.append(f"{what}: {'no other is shown to be faster' if holds else 'ANOTHER IS FASTER'}")
+    for batch, medians_s in zip(done["choice"]["batches"], done["round_medians_s"], strict=True):
+        logs = {name: np.log(medians_s[name]) for name in sizes}
+
+        def is_beaten(name: str, logs: Mapping[str, Any] = logs) -> bool:  # Any: arrays
+            intervals = [mean_interval(logs[name] - logs[other]) for other in logs if other != name]
+            return any(center - half_width > 0.0 for center, half_width in intervals)
+
+        alone = min((name for name in sizes if not is_beaten(name)), key=lambda name: sizes[name])
+        lines.append(f"for batch {batch} alone {'the same' if alone == kept else alone}")
     return lines
 
 
@@ -93,7 +101,7 @@ def page(document: Mapping[str, Any]) -> str:  # Any: JSON
             f"{facts['num_usable_cores']} cores; "
             + ", ".join(f"{name} {number}" for name, number in facts["packages"].items()),
             choice_markdown(done["choice"]),
-            f"What was kept, {'; '.join(done['verdicts'])}.",
+            f"By the same rule would be kept {', '.join(kept_alone(done))}.",
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -117,7 +125,6 @@ def measured(given: argparse.Namespace, model: nn.Module, image: Tensor, precisi
     )
     return {
         "choice": choice.to_json(),
-        "verdicts": verdicts(choice),
         "round_medians_s": [
             {name: one.round_medians_s.tolist() for name, one in run.items()} for run in choice.runs
         ],

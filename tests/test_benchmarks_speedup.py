@@ -242,7 +242,7 @@ def test_the_figure_draws_every_row_but_the_baseline_and_its_control(tmp_path: P
     told = {text.get_text() for text in figure.legends[0].get_texts()}
     assert {"layers bound by memory (1)", "not known: no profile (4)", "a note"} <= told
     written = {text.get_text() for text in figure.axes[0].texts}
-    assert {"r1", "r8", "uniform-r16", "depgraph-r16", "unstructured-90"} <= written
+    assert {"r1: memory", "r8", "uniform-r16", "depgraph-r16", "unstructured-90"} <= written
 
 
 def test_two_doublings_below_five_per_cent_are_saturation() -> None:

@@ -51,7 +51,7 @@ def test_a_precision_that_is_done_is_measured_again_only_by_force(
         measured.append(precision)
         if precision == "int8" and len(measured) == 2:
             raise KeyboardInterrupt
-        told = {"verdicts": ["batch 1: no other is shown to be faster"], "seconds": 3.0}
+        told = {"round_medians_s": [{"round_to 8, term": [1.0] * 5}], "seconds": 3.0}
         return {"choice": CHOICE, "ended": "now", "command": "python benchmarks/widths.py", **told}
 
     monkeypatch.setattr(benchmark, "measured", scripted)
@@ -72,3 +72,17 @@ def test_a_precision_that_is_done_is_measured_again_only_by_force(
     monkeypatch.setattr(sys, "argv", [*words, "--force", "--precisions", "fp32"])
     benchmark.main()
     assert measured[3:] == ["fp32"]
+
+
+def test_what_one_batch_alone_would_keep_is_told_by_its_own_rounds() -> None:
+    grids = [{"round_to": 8, "form": "", "file_bytes": 10, "macs": 10}]
+    grids.append({"round_to": 16, "form": "", "file_bytes": 12, "macs": 12})
+    noise = [1.00, 1.02, 0.99, 1.01, 0.98]
+    done = {
+        "choice": {"candidates": grids, "chosen": 0, "batches": [1, 8]},
+        "round_medians_s": [
+            {"round_to 8": noise, "round_to 16": [0.9 * second for second in noise]},
+            {"round_to 8": noise, "round_to 16": noise[::-1]},
+        ],
+    }
+    assert benchmark.kept_alone(done) == ["for batch 1 alone round_to 16", "for batch 8 alone the same"]

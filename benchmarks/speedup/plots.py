@@ -53,6 +53,10 @@ CAUSES = {  # kind of measure/cause.py -> words, colour: the same in every figur
     "unknown": ("not known: no profile", "#757575"),
 }
 OTHER_CAUSE = ("another cause", "#37474f")
+UNTOLD_CAUSES = (
+    "as_macs",
+    "unknown",
+)  # not written beside a point: the line says the first
 LABEL_PLACES = (
     (6, -3),
     (6, 6),
@@ -88,6 +92,13 @@ class Point:
     low: float
     high: float
     cause: str
+
+
+def text_of(point: Point) -> str:
+    """Return what stands beside a point: its label, and its cause in a word where it is off the line."""
+    if point.cause in UNTOLD_CAUSES:
+        return point.label
+    return f"{point.label}: {point.cause.replace('_', ' ')}"
 
 
 def cause_of(point: Point) -> tuple[str, str]:
@@ -139,7 +150,7 @@ def batch_curves(done: Sequence[Mapping[str, Any]]) -> str:  # Any: JSON
 def speedup_against_macs(points: Sequence[Point], title: str, note: str) -> Figure:
     """Draw measured speedups over MAC ratios, panel by panel, the ideal line in each.
 
-    Colour tells the cause, the marker the kind of subject; a bar is the 95 % interval.
+    Colour and a word tell the cause, the marker the kind of subject; a bar is the 95 % interval.
     """
     panels = list(dict.fromkeys(point.panel for point in points))
     num_columns = min(3, len(panels)) if len(panels) != 4 else 2
@@ -205,7 +216,7 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
     scale = axes.get_figure(root=True).dpi / 72  # offsets are in points, centres in pixels
     taken = [(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in centres]
     for point, place, (x, y) in zip(points, places, centres, strict=True):
-        width, height = 4.4 * scale * len(point.label), 8 * scale
+        width, height = 4.4 * scale * len(text_of(point)), 8 * scale
         boxes = []
         for right, up in LABEL_PLACES:
             left = x + right * scale - (width if right < 0 else width / 2 if right == 0 else 0)
@@ -214,7 +225,7 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
         taken.append(boxes[chosen])
         right, up = LABEL_PLACES[chosen]
         axes.annotate(
-            point.label, place, xytext=(right, up), textcoords="offset points", fontsize=7.5,
+            text_of(point), place, xytext=(right, up), textcoords="offset points", fontsize=7.5,
             color=cause_of(point)[1], ha="right" if right < 0 else "center" if right == 0 else "left",
         )  # fmt: skip
 

@@ -115,6 +115,14 @@ def test_a_warm_up_that_never_settles_stops_at_its_cap_and_says_so() -> None:
     assert measured.reasons == ("warm-up never settled: its last two windows differ by 5.1% (limit 1.0%)",)
 
 
+def test_a_slow_network_may_settle_though_one_window_fills_the_cap() -> None:
+    windows_s = [0.36, 0.32, 0.30]  # of five calls each, then steady
+    runner = FakeRunner(lambda call: windows_s[min(call // 5, 2)])
+    measured = measure_interleaved({"a": runner}, batch=1, protocol=Protocol(rounds=5, samples=5))["a"]
+    assert measured.warmup_s.tolist() == pytest.approx([0.36] * 5 + [0.32] * 5 + [0.30] * 10)
+    assert measured.stable
+
+
 @pytest.mark.parametrize(("latency_s", "samples"), [(1e-5, 1000), (1e-3, 50), (5e-3, 10), (0.5, 5)])
 def test_open_samples_fill_the_block_of_the_slowest_subject(latency_s: float, samples: int) -> None:
     runners = {"slow": FakeRunner(lambda _: latency_s), "fast": FakeRunner(lambda _: latency_s / 10)}

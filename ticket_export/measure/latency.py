@@ -33,6 +33,7 @@ from ticket_export.store.machine import machine_facts
 # A warm-up window is at least this many calls and this many seconds: the median of fewer calls, or of less
 # than a few scheduler time slices, differs by more than 1 % from the next one even when nothing drifts.
 WINDOW_CALLS = 5
+MIN_WINDOWS = 4  # before it gives up: a call of a quarter second fills the cap within the first window
 LEAD_IN_CALLS = 3  # the first call of a new session finds caches cold, the second still lays out its memory
 WINDOW_S = 0.02
 
@@ -173,7 +174,7 @@ def _warm(runner: Runner, inputs: Mapping[str, Array], protocol: Protocol) -> _W
         if before_s is not None:
             drift_fraction = abs(median_s / before_s - 1.0)
         before_s = median_s
-        capped = sum(calls_s) > protocol.warmup_cap_s and len(calls_s) >= 2 * WINDOW_CALLS
+        capped = sum(calls_s) > protocol.warmup_cap_s and len(calls_s) >= MIN_WINDOWS * WINDOW_CALLS
         if drift_fraction < protocol.drift_fraction or capped:
             return _Warmup(calls_s=np.array(calls_s), latency_s=median_s, drift_fraction=drift_fraction)
 

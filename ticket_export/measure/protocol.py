@@ -35,7 +35,8 @@ class Protocol:
         threads: CPU threads of one inference.
         block_s: seconds one subject may take in one round when `samples` is None.
         drift_fraction: warm-up ends when the medians of two consecutive windows differ by less than this.
-        warmup_cap_s: seconds of warm-up per subject after which it gives up and says so.
+        warmup_cap_s: seconds of warm-up per subject after which it gives up and says so; it has then compared
+            four windows at least.
         seed: root of the random inputs and of the random order.
     """
 
