@@ -5,8 +5,8 @@ Run:  python benchmarks/widths.py --out FOLDER [--network resnet50] [--precision
 The ticket keeps irregular widths, each inner group's share drawn within 50 % of a half, at the MACs of the
 network that keeps exactly half of every inner group. The gammas of dropped channels are zero and their betas
 stay, as training tools leave them, so that constants reach zero-padded layers and their form matters. All
-candidates compute the same function. ResNet-50 at 224 pixels takes about a quarter of an hour per precision
-on one quiet core. A precision that is done is kept; a second run takes up where the first one ended, and
+candidates compute the same function. ResNet-50 at 224 pixels takes about six minutes per precision on one
+quiet core. A precision that is done is kept; a second run takes up where the first one ended, and
 `--force` makes it again. The folder receives `widths_<network>_<machine>_<yyyy-mm>.md` and `.json`.
 """
 
@@ -32,7 +32,7 @@ from ticket_export.channels.costs import count_costs
 from ticket_export.channels.mask import Mask
 from ticket_export.find.control import macs_of_masks
 from ticket_export.measure.speedup import mean_interval
-from ticket_export.pipeline.widths import ROUND_TO, fastest_widths, name_of
+from ticket_export.pipeline.widths import fastest_widths, name_of
 from ticket_export.report.widths import choice_markdown
 from ticket_export.seeds import stream
 
@@ -149,7 +149,7 @@ def _arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runtime", default="ort-cpu")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "int8"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--candidates", nargs="+", type=int, default=list(ROUND_TO))
+    parser.add_argument("--candidates", nargs="+", type=int, help="width grids [default: the library's]")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--force", action="store_true", help="measure precisions again that are in the file")
