@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +20,7 @@ from ticket_export.runtime import trt_build
 from ticket_export.runtime.layers import LayerTime, profile_layers
 from ticket_export.runtime.registry import open_runner
 from ticket_export.runtime.runner import TensorSpec
-from ticket_export.runtime.trt import TensorRtRunner
+from ticket_export.runtime.trt import TensorRtRunner, open_tensorrt
 from ticket_export.runtime.trt_build import BuildSettings, build_engine
 
 MakeLinear = Callable[..., Path]
@@ -274,6 +277,26 @@ def test_an_onnx_file_is_built_once_and_again_only_when_something_changed(
     script.cuda.sm = (8, 9)
     assert builds(1) == 3
     assert len(list(tmp_path.glob("linear.fp32.*.engine"))) == 2
+
+
+def test_builds_of_several_processes_take_turns(
+    script: Script, linear_onnx: MakeLinear, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    told: list[str] = []
+    with (tmp_path / f"ticket-export-engine-{os.getuid()}.lock").open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        def progress(line: str) -> None:
+            told.append(line)
+            if "another process" in line:
+                assert not script.builder_flags  # nothing was built beside the other one
+                fcntl.flock(other, fcntl.LOCK_UN)
+
+        with open_tensorrt(linear_onnx(), on_progress=progress):
+            pass
+    assert told[0] == "waiting for an engine that another process builds"
+    assert len(script.builder_flags) == 3
 
 
 def test_a_file_whose_engine_differs_is_not_measured(script: Script, linear_onnx: MakeLinear) -> None:

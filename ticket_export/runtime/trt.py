@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -220,13 +223,34 @@ def open_tensorrt(
     wanted = set(checked_batches(batches, source))
     version, gpu = str(trt.__version__), cuda.gpu()
     engine_path = path.with_name(f"{path.stem}.{source.precision}.{gpu.sm}.trt{version}.engine")
-    covered: set[int] = set()
-    with contextlib.suppress(MeasureError):  # none there, or one that is stale: built below
-        facts, _ = require_usable(engine_path, tensorrt=version, gpu=gpu, source_path=path)
-        covered = set(facts.batches)
-    if not wanted <= covered:
-        settings = BuildSettings(batches=tuple(sorted(wanted | covered)), builds=builds, device=device)
-        build_engine(path, engine_path, settings, on_progress=on_progress)
+    with _one_build_at_a_time(on_progress):
+        covered: set[int] = set()
+        with contextlib.suppress(MeasureError):  # none there, or one that is stale: built below
+            facts, _ = require_usable(engine_path, tensorrt=version, gpu=gpu, source_path=path)
+            covered = set(facts.batches)
+        if not wanted <= covered:
+            settings = BuildSettings(batches=tuple(sorted(wanted | covered)), builds=builds, device=device)
+            build_engine(path, engine_path, settings, on_progress=on_progress)
     return TensorRtRunner(
         engine_path, threads=threads, device=device, cuda_graph=cuda_graph, source_path=path
     )
+
+
+@contextlib.contextmanager
+def _one_build_at_a_time(on_progress: Callable[[str], None]) -> Iterator[None]:
+    """Hold this user's lock for builds on this machine; the system gives it back when the process ends.
+
+    A build chooses kernels by timing them, which another build beside it would disturb; and two processes
+    that want the same engine share one build.
+    """
+    path = Path(tempfile.gettempdir()) / f"ticket-export-engine-{os.getuid()}.lock"
+    file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_progress("waiting for an engine that another process builds")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
