@@ -27,7 +27,9 @@ from ticket_export.store.machine import machine_facts
 
 SMOKE = Path(__file__).parent / "smoke.yaml"
 RUN = f"""
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit that it is ignored
 sys.path.append({str(Path(__file__).parent)!r})
 import pipeline_fakes
 pipeline_fakes.install()

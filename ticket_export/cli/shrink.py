@@ -114,8 +114,7 @@ def shrink(
     }
     networks, texts = _zeroed(given, examples, zero_below, origin)
     typer.echo(f"shrinking {builder}", err=True)
-    *_, last = networks.values()
-    shrunk, choice = widths.shrunk(last, examples, residual=residual, calibration=shown)
+    shrunk, choice = widths.shrunk([*networks.values()][-1], examples, residual=residual, calibration=shown)
     if choice is not None:
         origin["widths_by_measurement"] = choice
         texts.append(choice_text(choice))
@@ -124,11 +123,15 @@ def shrink(
     typer.echo("\n\n".join([*texts, shrunk_text(shrunk.report, every_group=verbose)]))
     typer.echo(f"bundle: {out}")
     if images is not None:
-        typer.echo(f"counting right answers on {len(images.y):,} images", err=True)
-        typer.echo(accuracy_text(networks | {"shrunk": shrunk.model}, images))
+        _tell_accuracy(networks | {"shrunk": shrunk.model}, images)
     if onnx:
         _export(shrunk.model, out, examples)
     require_stable(choice)
+
+
+def _tell_accuracy(networks: dict[str, nn.Module], images: LabelledImages) -> None:
+    typer.echo(f"counting right answers on {len(images.y):,} images", err=True)
+    typer.echo(accuracy_text(networks, images))
 
 
 def _zeroed(

@@ -180,15 +180,9 @@ def fastest_widths(
         MeasureError: nothing to choose from, or a measurement that cannot be made.
         MissingDependency: the runtime is not installed.
     """
-    if candidates is None:
-        candidates = ROUND_TO_INT8 if precision == "int8" else ROUND_TO
-    _check(runtime, batches, candidates, threads)
+    candidates = _checked_candidates(runtime, precision, batches, candidates, threads)
     protocol = Protocol(rounds=rounds, samples=samples, scope=scope, threads=threads)
-    exported = {
-        "calibration": calibration,
-        "activations": activations,
-        "min_top1_agreement": min_top1_agreement,
-    }
+    exported = dict(calibration=calibration, activations=activations, min_top1_agreement=min_top1_agreement)
     form = _Form(example_tuple(example_inputs), runtime, precision, exported, batches, on_progress)
     options = {"mask": mask, "residual": residual, "tolerance": tolerance}
     return _chosen(model, form, candidates, options, protocol=protocol, device=device)
@@ -295,7 +289,12 @@ def _candidate(one: Tried, runs: Sequence[Measured], file_bytes: int | None) -> 
     )
 
 
-def _check(runtime: str, batches: Sequence[int], candidates: Sequence[int], threads: int) -> None:
+def _checked_candidates(
+    runtime: str, precision: str, batches: Sequence[int], candidates: Sequence[int] | None, threads: int
+) -> Sequence[int]:
+    """Return the width grids to try, when everything can be tried."""
+    if candidates is None:
+        candidates = ROUND_TO_INT8 if precision == "int8" else ROUND_TO
     if runtime not in RUNTIMES:
         raise MeasureError(f"runtime {runtime!r} is not one of {', '.join(RUNTIMES)}")
     for what, numbers in (("batches", batches), ("candidates", candidates)):
@@ -304,6 +303,7 @@ def _check(runtime: str, batches: Sequence[int], candidates: Sequence[int], thre
                 f"widths: {what} is {list(numbers)}", hint="give numbers of at least 1, each once"
             )
     require_cores(threads)
+    return candidates
 
 
 def _tried(
