@@ -14,24 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-INK, MUTED, RULE = "#1b1f24", "#5b6470", "#d9dee5"
-STYLE: dict[Any, Any] = {  # Any: matplotlib types its keys as one long Literal
-    "axes.axisbelow": True,
-    "axes.edgecolor": MUTED,
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same letters everywhere
-    "font.size": 10,
-    "grid.color": RULE,
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "svg.hashsalt": "ticket_export",  # the same numbers give the same bytes
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-}
+from ticket_export.report.figure import INK, MUTED, STYLE
+
 FAMILIES = {  # subject -> colour of its curve, marker
     "dense": (INK, "o"),
     "ticket": ("#0b5cad", "s"),

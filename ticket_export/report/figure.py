@@ -41,7 +41,7 @@ _OTHER = Look("#444444", "D", (2, 2))
 
 _PLATE = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # digits stay readable over a line
 
-_STYLE: dict[Any, Any] = {  # Any: matplotlib types its keys as one long Literal
+STYLE: dict[Any, Any] = {  # of every figure of ours. Any: matplotlib types its keys as one long Literal
     "axes.axisbelow": True,
     "axes.edgecolor": MUTED,
     "axes.grid": True,
@@ -52,15 +52,13 @@ _STYLE: dict[Any, Any] = {  # Any: matplotlib types its keys as one long Literal
     "font.size": 10,
     "grid.color": RULE,
     "grid.linewidth": 0.7,
-    "hatch.linewidth": 0.8,
-    "legend.fontsize": 9,
     "legend.frameon": False,
-    "lines.linewidth": 1.6,
     "svg.hashsalt": "ticket_export",  # the same numbers give the same bytes
     "text.color": INK,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
 }
+_REPORT_STYLE = STYLE | {"hatch.linewidth": 0.8, "legend.fontsize": 9, "lines.linewidth": 1.6}
 
 
 def accuracy_against_latency(lines: Sequence[SubjectLine]) -> str:
@@ -69,7 +67,7 @@ def accuracy_against_latency(lines: Sequence[SubjectLine]) -> str:
     Args:
         lines: all subjects under one setting.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_REPORT_STYLE):
         figure, axes = _axes(height_in=4.0)
         for line in lines:
             look, latency_ms = _look(line.subject), 1000 * line.latency_s.mean
@@ -103,7 +101,7 @@ def latency_against_batch(lines_by_batch: Mapping[int, Sequence[SubjectLine]]) -
     """
     batches = sorted(lines_by_batch)
     subjects = lines_by_batch[batches[0]]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_REPORT_STYLE):
         figure, axes = _axes(height_in=4.0)
         for subject in [line.subject for line in subjects]:
             look = _look(subject)
@@ -142,7 +140,7 @@ def kept_fractions(lines: Sequence[SubjectLine]) -> str:
         lines: all subjects under one setting; time kept is 1 / speedup, with the interval of the speedup.
     """
     subjects = [line for line in lines if line.speedup is not None]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_REPORT_STYLE):
         figure, axes = _axes(height_in=0.9 + 0.62 * max(1, len(subjects)))
         axes.grid(axis="y", visible=False)
         for place, line in enumerate(subjects):
@@ -199,7 +197,7 @@ def layer_widths(report: Report, subject: str) -> str:
     """
     by_replicate = list(report.widths[subject].values())
     groups = by_replicate[0]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_REPORT_STYLE):
         figure, axes = _axes(height_in=0.9 + 0.26 * len(groups))
         axes.grid(axis="y", visible=False)
         for place, group in enumerate(groups):

@@ -145,19 +145,9 @@ def precisions(report: Report) -> str:
     rows = table.precision_rows(report)
     if not rows:
         return ""
-    body = "".join(
-        f'<tr{_row_class(subject, report)}><th scope="row">{escape(subject)}</th>'
-        + "".join(
-            f'<td data-label="{head}"><span>{typeset(cell)}</span></td>'
-            for head, cell in zip(table.PRECISION_HEADS[1:], cells, strict=True)
-        )
-        + "</tr>"
-        for subject, *cells in rows
-    )
-    heads = "".join(f'<th scope="col">{head}</th>' for head in table.PRECISION_HEADS)
     return (
         f"<h2>Precisions</h2><p class='note'>{typeset(words.PRECISION_NOTE)}</p>"
-        f'<table class="cards"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+        f"{_cards(table.PRECISION_HEADS, rows, report)}"
     )
 
 
@@ -166,21 +156,26 @@ def training(report: Report) -> str:
     rows = table.training_rows(report)
     if not rows:
         return ""
+    return (
+        "<h2>What training cost</h2><p class='note'>Median seconds of an epoch, mean over replicates, on the "
+        "threads named. Networks may train side by side, so these are costs, not measurements.</p>"
+        f"{_cards(table.TRAINING_HEADS, rows, report)}"
+    )
+
+
+def _cards(heads: Sequence[str], rows: Sequence[Sequence[str]], report: Report) -> str:
+    """Return a table with a row per subject, its name first; on a phone each row becomes a card."""
     body = "".join(
         f'<tr{_row_class(subject, report)}><th scope="row">{escape(subject)}</th>'
         + "".join(
             f'<td data-label="{head}"><span>{typeset(cell)}</span></td>'
-            for head, cell in zip(table.TRAINING_HEADS[1:], cells, strict=True)
+            for head, cell in zip(heads[1:], cells, strict=True)
         )
         + "</tr>"
         for subject, *cells in rows
     )
-    heads = "".join(f'<th scope="col">{head}</th>' for head in table.TRAINING_HEADS)
-    return (
-        "<h2>What training cost</h2><p class='note'>Median seconds of an epoch, mean over replicates, on the "
-        "threads named. Networks may train side by side, so these are costs, not measurements.</p>"
-        f'<table class="cards"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
-    )
+    top = "".join(f'<th scope="col">{head}</th>' for head in heads)
+    return f'<table class="cards"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def exported(report: Report) -> str:
