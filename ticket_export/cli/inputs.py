@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ticket_export.errors import ExportError, ShrinkError
+from ticket_export.errors import ExportError, ShrinkError, TicketExportError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +76,7 @@ def each_of(option: str, text: str, known: Sequence[str]) -> list[str]:
     Raises:
         ExportError: there is no word, or one that is unknown.
     """
-    words = _comma_list(text)
+    words = comma_list(text)
     wrong = [word for word in words if word not in known]
     if wrong or not words:
         raise ExportError(f"{option}: {(wrong or [text])[0]!r} is not one of {', '.join(known)}")
@@ -89,11 +89,23 @@ def sizes_from_text(option: str, text: str) -> tuple[int, ...]:
     Raises:
         ExportError: a word is no whole number above 0, or there is none.
     """
-    words = _comma_list(text)
+    return tuple(sorted(set(sizes_as_given(option, text, ExportError))))
+
+
+def sizes_as_given(
+    option: str, text: str, kind: type[TicketExportError], *, example: str = "1,8,64"
+) -> list[int]:
+    """Return the sizes joined by commas, in their order.
+
+    Raises:
+        TicketExportError: of the given kind: a word is no whole number above 0, or there is none.
+    """
+    words = comma_list(text)
     if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise ExportError(f"{option}: {text!r} is not a list of sizes", hint=f"for example {option} 1,8,64")
-    return tuple(sorted({int(word) for word in words}))
+        raise kind(f"{option}: {text!r} is not a list of sizes", hint=f"for example {option} {example}")
+    return [int(word) for word in words]
 
 
-def _comma_list(text: str) -> list[str]:
+def comma_list(text: str) -> list[str]:
+    """Return the words joined by commas, without the spaces around them."""
     return [word.strip() for word in text.split(",") if word.strip()]

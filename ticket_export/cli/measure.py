@@ -7,16 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from ticket_export.cli.inputs import comma_list, sizes_as_given
 from ticket_export.cli.messages import log_told
 from ticket_export.errors import MeasureError, TicketExportError
 
 if TYPE_CHECKING:
     from ticket_export.measure.cause import Cause
     from ticket_export.measure.compare import Comparison
+
+_Word = TypeVar("_Word", str, int)
 
 
 def measure(
@@ -45,7 +48,7 @@ def measure(
     from ticket_export.measure.compare import compare
 
     path_by_name = _named_models(models)
-    sizes = _batches(batch)
+    sizes = _each_once("--batch", sizes_as_given("--batch", batch, MeasureError))
     places = [(name, size) for name in _runtimes(runtime) for size in sizes]
     files = _raw_files(raw, places)
     timed = partial(
@@ -55,7 +58,7 @@ def measure(
         threads=threads,
         rounds=rounds,
         samples=samples,
-        batches=_batches(batch),
+        batches=sizes,
     )
     cells: list[_Cell] = []
     stop: TicketExportError | KeyboardInterrupt | None = None
@@ -156,22 +159,18 @@ def _raw_files(raw: Path | None, places: Sequence[tuple[str, int]]) -> dict[tupl
     return {(name, size): raw.with_name(f"{raw.stem}_{name}_{size}.npz") for name, size in places}
 
 
-def _comma_list(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
 def _runtimes(text: str) -> list[str]:
     """Return the runtimes named, all of them known before the first is timed."""
-    from ticket_export.runtime.registry import RUNTIMES
+    from ticket_export.runtime.registry import MODULE_RUNTIMES, RUNTIMES
 
-    names = _comma_list(text)
+    names = comma_list(text)
     wrong = [name for name in names if name not in RUNTIMES]
     if wrong or not names:
         raise MeasureError(
             f"--runtime: {(wrong or [text])[0]!r} is not one of {', '.join(RUNTIMES)}",
             hint="for example --runtime ort-cpu",
         )
-    modules = [name for name in names if name.startswith("torch")]
+    modules = [name for name in names if name in MODULE_RUNTIMES]
     if modules:
         raise MeasureError(
             f"--runtime: {modules[0]!r} runs modules, and a file is none",
@@ -181,18 +180,11 @@ def _runtimes(text: str) -> list[str]:
     return _each_once("--runtime", names)
 
 
-def _each_once(option: str, words: list[str]) -> list[str]:
+def _each_once(option: str, words: list[_Word]) -> list[_Word]:
     for place, word in enumerate(words):
         if word in words[:place]:
             raise MeasureError(f"{option}: {word} is given twice", hint="name each one once")
     return words
-
-
-def _batches(text: str) -> list[int]:
-    sizes = _comma_list(text)
-    if not sizes or not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise MeasureError(f"--batch: {text!r} is not a list of sizes", hint="for example --batch 1,8,64")
-    return [int(size) for size in _each_once("--batch", sizes)]
 
 
 def _named_models(arguments: Sequence[str]) -> dict[str, Path]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ticket_export.cli.inputs import sizes_as_given
 from ticket_export.errors import ShrinkError
 
 if TYPE_CHECKING:
@@ -78,7 +79,9 @@ class Widths:
             padded_constants=padded_constants or "auto",
             runtime=runtime or "ort-cpu",
             precision=precision or "fp32",
-            batches=_batches("1" if batch is None else batch),
+            batches=tuple(
+                sizes_as_given("--for-batch", "1" if batch is None else batch, ShrinkError, example="1,8")
+            ),
             threads=1 if threads is None else threads,
         )
 
@@ -143,10 +146,3 @@ def require_stable(choice: dict[str, Any] | None) -> None:  # Any: JSON values
             "the timings that chose the widths are unstable; the bundle is complete and exact", err=True
         )
         raise typer.Exit(1)
-
-
-def _batches(text: str) -> tuple[int, ...]:
-    sizes = [word.strip() for word in text.split(",") if word.strip()]
-    if not sizes or not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise ShrinkError(f"--for-batch: {text!r} is not a list of sizes", hint="for example --for-batch 1,8")
-    return tuple(map(int, sizes))
