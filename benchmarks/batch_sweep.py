@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from result_files import write_results
-from speedup.cells import PRECISIONS, TORCH_RUNTIMES, Cell, Settings, measure_cell, read_cell
+from speedup.cells import Cell, Settings, measure_cell, read_cell
 from speedup.networks import NETWORKS
 from speedup.page import how_measured, reasons_told, table
 from speedup.plots import batch_curves
@@ -36,7 +36,8 @@ from speedup.workers import run_cells, watch
 from speedup_sweep import is_done, shown_command
 from subjects import SUBJECTS, prepare
 
-from ticket_export.runtime.registry import RUNTIMES
+from ticket_export.runtime.offers import PRECISIONS
+from ticket_export.runtime.registry import MODULE_RUNTIMES, RUNTIMES
 
 Document = Mapping[str, Any]  # Any: JSON
 
@@ -61,7 +62,7 @@ def main() -> None:
         sys.exit(_work(cells, folder, arguments, settings))
     prepare(
         arguments.cache, arguments.network, arguments.density, names=arguments.subjects,
-        forms=() if arguments.runtime in TORCH_RUNTIMES else (_cell(arguments, 1).form,),
+        forms=() if arguments.runtime in MODULE_RUNTIMES else (_cell(arguments, 1).form,),
         tell=lambda words: print(words, file=sys.stderr, flush=True),
     )  # fmt: skip
     command = [sys.executable, *sys.argv, "--worker", repr(time.time())]

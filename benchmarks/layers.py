@@ -31,6 +31,7 @@ from ticket_export.measure.latency import measure_interleaved
 from ticket_export.measure.measurement import Measurement
 from ticket_export.measure.protocol import Protocol
 from ticket_export.measure.speedup import mean_interval, speedup
+from ticket_export.runtime.offers import PRECISIONS
 from ticket_export.runtime.registry import open_runner
 from ticket_export.store.machine import machine_facts
 
@@ -38,7 +39,6 @@ from ticket_export.store.machine import machine_facts
 
 GRIDS = (4, 8, 16, 32)
 ENDS = 16  # channels that go in and out of every network
-PRECISIONS = ("fp32", "fp16", "int8")
 
 
 def write_chain(path: Path, *, width: int, kernel: int, size: int, depth: int, precision: str) -> Path:

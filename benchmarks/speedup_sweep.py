@@ -23,14 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from result_files import write_results
-from speedup.cells import PRECISIONS, TORCH_RUNTIMES, Settings, cells_of, measure_cell, read_cell
+from speedup.cells import Settings, cells_of, measure_cell, read_cell
 from speedup.networks import NETWORKS
 from speedup.page import page_of
 from speedup.workers import run_cells, watch
 from speedup_figure import draw
 from subjects import SUBJECTS, prepare
 
-from ticket_export.runtime.registry import RUNTIMES
+from ticket_export.runtime.offers import PRECISIONS
+from ticket_export.runtime.registry import MODULE_RUNTIMES, RUNTIMES
 from ticket_export.store.machine import machine_facts
 
 
@@ -125,7 +126,7 @@ def forms_of(arguments: argparse.Namespace) -> list[str]:
         turns=1, networks=["any"], densities=[1.0], runtimes=arguments.runtimes,
         precisions=arguments.precisions, batches=[1],
     )  # fmt: skip
-    return list(dict.fromkeys("fp32" if cell.runtime in TORCH_RUNTIMES else cell.form for cell in cells))
+    return list(dict.fromkeys("fp32" if cell.runtime in MODULE_RUNTIMES else cell.form for cell in cells))
 
 
 def shown_command() -> str:

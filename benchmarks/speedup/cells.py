@@ -26,13 +26,11 @@ from ticket_export.measure.measurement import Measurement, save_measurements
 from ticket_export.measure.protocol import Protocol, require_cores
 from ticket_export.measure.speedup import speedup
 from ticket_export.runtime.agreement import relative_error
-from ticket_export.runtime.registry import open_runner
+from ticket_export.runtime.registry import MODULE_RUNTIMES, open_runner
 from ticket_export.store.machine import machine_facts
 
 SCHEMA = 1
-TORCH_RUNTIMES = ("torch", "torch-compile", "torch-cudagraph")
 GPU_FILE_RUNTIMES = ("tensorrt", "ort-cuda")
-PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -108,15 +106,9 @@ def cells_of(
         for density in densities
         for runtime in runtimes
         for precision in precisions
-        if not (precision == "int8" and runtime in TORCH_RUNTIMES)
+        if not (precision == "int8" and runtime in MODULE_RUNTIMES)
         for batch in batches
     ]
-
-
-def state_of(folder: Path, cell: Cell) -> str:
-    """Return "done", "failed" or "open"."""
-    document = read_cell(folder, cell)
-    return "open" if document is None else str(document["state"])
 
 
 def read_cell(folder: Path, cell: Cell) -> dict[str, Any] | None:  # Any: JSON
@@ -172,7 +164,7 @@ def measure_cell(
     start_s = time.time()
     subjects = prepare(
         cache_folder, cell.network, cell.density, names=settings.subjects,
-        forms=() if cell.runtime in TORCH_RUNTIMES else (cell.form,),
+        forms=() if cell.runtime in MODULE_RUNTIMES else (cell.form,),
     )  # fmt: skip
     sources = {name: _source(subject, cell, settings) for name, subject in subjects.items()}
     with ExitStack() as stack:
@@ -201,7 +193,7 @@ def measure_cell(
                 **latency_row(measurement, baseline),
                 "round_medians_s": measurement.round_medians_s.tolist(),
                 **parity[name],
-                "file": {} if cell.runtime in TORCH_RUNTIMES else _recorded(subjects[name], cell),
+                "file": {} if cell.runtime in MODULE_RUNTIMES else _recorded(subjects[name], cell),
                 "settings": dict(measurement.settings),
                 "gpu": gpu_facts(measurement),
                 "cause": causes.get(name),
@@ -226,7 +218,7 @@ def measure_cell(
 
 
 def _source(subject: Subject, cell: Cell, settings: Settings) -> Any:  # Any: a path or a module
-    if cell.runtime in TORCH_RUNTIMES:
+    if cell.runtime in MODULE_RUNTIMES:
         module = subject.module()
         return module.half() if cell.precision == "fp16" else module
     if cell.runtime == "tensorrt":
@@ -238,7 +230,7 @@ def _runners(
     subjects: Mapping[str, Subject], sources: Mapping[str, Any], cell: Cell, settings: Settings
 ) -> Iterator[tuple[str, Any]]:  # Any: a Runner
     options: dict[str, Any] = {"threads": settings.threads}
-    if cell.runtime in TORCH_RUNTIMES:
+    if cell.runtime in MODULE_RUNTIMES:
         options |= {"example_inputs": _example(cell), "device": settings.device}
     for name in subjects:
         yield name, open_runner(sources[name], cell.runtime, **options)
@@ -298,7 +290,7 @@ def _causes(
     from ticket_export.measure.explain import explain
 
     baseline = next(iter(measured))
-    options = {"example_inputs": _example(cell)} if cell.runtime in TORCH_RUNTIMES else {}
+    options = {"example_inputs": _example(cell)} if cell.runtime in MODULE_RUNTIMES else {}
     tickets = [name for name in measured if name.startswith("ticket-r")]
     tried = []
     for name in tickets[1:]:

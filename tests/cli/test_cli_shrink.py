@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -68,18 +68,24 @@ def test_shrink_refuses_wrong_input_with_its_value(
     assert not (tmp_path / "b").exists()
 
 
-def test_shrink_keeps_the_widths_that_are_the_fastest_here(tell: Callable[..., Told], tmp_path: Path) -> None:
+def write_unread_channels(folder: Path) -> Callable[[], Any]:
+    """Write net.py and w.npz, a network three of whose channels nobody reads; return its builder."""
     import torch
 
-    import ticket_export as te
-
-    (tmp_path / "net.py").write_text(NET, encoding="utf-8")
+    (folder / "net.py").write_text(NET, encoding="utf-8")
     scope: dict[str, Any] = {}
     exec(NET, scope)
     net = scope["net"]().eval()
     with torch.no_grad():
-        net[2].weight[:, 5:] = 0.0  # three channels that nobody reads
-    np.savez(tmp_path / "w.npz", **{name: tensor.numpy() for name, tensor in net.state_dict().items()})
+        net[2].weight[:, 5:] = 0.0
+    np.savez(folder / "w.npz", **{name: tensor.numpy() for name, tensor in net.state_dict().items()})
+    return cast(Callable[[], Any], scope["net"])
+
+
+def test_shrink_keeps_the_widths_that_are_the_fastest_here(tell: Callable[..., Told], tmp_path: Path) -> None:
+    import ticket_export as te
+
+    net = write_unread_channels(tmp_path)
     code, told, err = tell(
         *("shrink", f"{tmp_path / 'net.py'}:net", "--weights", tmp_path / "w.npz", "--input", "1x3x8x8"),
         *("--out", tmp_path / "b", "--round-to", "auto", "--for-runtime", "torch", "--for-batch", "1,2"),
@@ -95,22 +101,14 @@ def test_shrink_keeps_the_widths_that_are_the_fastest_here(tell: Callable[..., T
         (8, [[16, ""], [32, ""]]),
     ]
     assert choice["machine"]["cpu"]
-    small = te.load_bundle(tmp_path / "b", scope["net"]())
+    small = te.load_bundle(tmp_path / "b", net())
     assert small[0].out_channels == (5, 8)[choice["chosen"]]
 
 
 def test_shrink_measures_widths_in_int8_with_images_to_calibrate_on(
     tell: Callable[..., Told], tmp_path: Path
 ) -> None:
-    import torch
-
-    (tmp_path / "net.py").write_text(NET, encoding="utf-8")
-    scope: dict[str, Any] = {}
-    exec(NET, scope)
-    net = scope["net"]().eval()
-    with torch.no_grad():
-        net[2].weight[:, 5:] = 0.0
-    np.savez(tmp_path / "w.npz", **{name: tensor.numpy() for name, tensor in net.state_dict().items()})
+    write_unread_channels(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "c.npz", x=images)
     code, told, err = tell(

@@ -13,8 +13,9 @@ import typer
 
 from ticket_export.cli.images import calibration_images
 from ticket_export.cli.inputs import InputSpec, builder_arguments, each_of, sizes_from_text
-from ticket_export.cli.sources import PRECISIONS, Source, sources_from_words
+from ticket_export.cli.sources import Source, sources_from_words
 from ticket_export.errors import ExportError, TicketExportError
+from ticket_export.runtime.offers import PRECISIONS
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 from ticket_export.cli.inputs import InputSpec
 from ticket_export.errors import ExportError
 from ticket_export.export.triton import require_model_name
+from ticket_export.runtime.offers import PRECISIONS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

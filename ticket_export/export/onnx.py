@@ -30,13 +30,13 @@ from ticket_export.export.quantize import (
     int8_from_onnx,
     require_images,
 )
+from ticket_export.runtime.offers import PRECISIONS
 from ticket_export.runtime.runner import Array
 from ticket_export.runtime.torch_eager import input_names, output_names
 
 if TYPE_CHECKING:
     import onnx
 
-PRECISIONS = ("fp32", "fp16", "int8")
 PARITY_BATCH = 8
 # the exporter's records per node that hold paths and source lines of this machine: not for a published file
 PRIVATE_RECORDS = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ticket_export.errors import MissingDependency
 
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8")  # of exported files, in the order they are told
 READY, MISSING, NO_GPU, NEVER = "ready", "missing", "no GPU", "-"
 # docs.nvidia.com/deploy/cuda-compatibility, minor version compatibility: the oldest driver of each major
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ticket_export.errors import MeasureError
+from ticket_export.runtime.offers import PRECISIONS
 from ticket_export.runtime.onnx_file import load_graph, precision_from_onnx
 from ticket_export.runtime.trt_sidecar import sha256_of
 from ticket_export.runtime.trt_version import failure, forget_messages, has_strong_types
@@ -15,7 +16,6 @@ from ticket_export.runtime.trt_version import failure, forget_messages, has_stro
 if TYPE_CHECKING:
     import onnx
 
-PRECISIONS = ("fp32", "fp16", "int8")
 MAX_BATCH = 65536  # a larger one is a slip of the pen: TensorRT's sizes are 32-bit per tensor axis product
 STANDARD = ("", "ai.onnx")  # the domain of the standard operators
 FLOAT16 = 10  # onnx.TensorProto.DataType
