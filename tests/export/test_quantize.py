@@ -63,10 +63,11 @@ def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
-def activation_pairs(model: onnx.ModelProto) -> list[tuple[np.ndarray, np.ndarray]]:
+def activation_pairs(model: onnx.ModelProto) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return scale and zero point of every activation, by the name of its scale."""
     values = constants(model)
     nodes = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    return [(values[node.input[1]], values[node.input[2]]) for node in nodes]
+    return {node.input[1]: (values[node.input[1]], values[node.input[2]]) for node in nodes}
 
 
 def test_every_convolution_and_residual_add_runs_in_8_bits(quantised: Path) -> None:
@@ -146,15 +147,16 @@ def test_for_tensorrt_activations_are_symmetric_with_the_same_ranges(source: Pat
     signed = int8_from_onnx(
         source, tmp_path / "s.onnx", CALIBRATION, min_top1_agreement=0.5, activations="int8"
     ).path
-    pairs = activation_pairs(onnx.load(signed))
-    assert all(zero.dtype == np.int8 and not zero.any() for _, zero in pairs)
-    assert all(zero.dtype == np.uint8 for _, zero in activation_pairs(onnx.load(unsigned)))
-    largest = max(float(scale) for scale, _ in pairs)
-    ranges = [
-        max(int(zero), 255 - int(zero)) * float(scale) / 127
-        for scale, zero in activation_pairs(onnx.load(unsigned))
-    ]
-    assert largest == pytest.approx(max(ranges), rel=1e-5)
+    pairs, before = activation_pairs(onnx.load(signed)), activation_pairs(onnx.load(unsigned))
+    assert all(zero.dtype == np.int8 and not zero.any() for _, zero in pairs.values())
+    assert all(zero.dtype == np.uint8 for _, zero in before.values())
+    ranges = {
+        name: max(int(zero), 255 - int(zero)) * float(scale) / 127 for name, (scale, zero) in before.items()
+    }
+    largest = max(float(scale) for scale, _ in pairs.values())
+    assert largest == pytest.approx(max(ranges.values()), rel=1e-5)
+    for name, (scale, _) in pairs.items():
+        assert float(scale) == pytest.approx(ranges[name], rel=1e-5), name
     assert precision_from_onnx(signed) == "int8"
     expected = run(source, X)
     assert np.abs(run(signed, X) - expected).max() < 0.3 * np.abs(expected).max()
