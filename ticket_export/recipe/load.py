@@ -6,14 +6,17 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from ticket_export.errors import RecipeError
-from ticket_export.recipe.schema import FindSection, Recipe, TrainSection, cross_problems
+from ticket_export.recipe.find_sections import SECTION_BY_METHOD, FindSection
+from ticket_export.recipe.schema import Recipe, TrainSection, cross_problems
 from ticket_export.recipe.strict_yaml import Plain, Problem, plain_from_yaml
+
+_FIND: TypeAdapter[FindSection] = TypeAdapter(FindSection)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -97,7 +100,7 @@ def _cross_problems_alone(plain: Mapping[str, object]) -> list[Problem]:
     """Return what is wrong between sections that are right by themselves, though another section is not."""
     try:
         train = TrainSection.model_validate_json(json.dumps(plain.get("train")), strict=True)
-        find = FindSection.model_validate_json(json.dumps(plain.get("find")), strict=True)
+        find = _FIND.validate_json(json.dumps(plain.get("find")), strict=True)
     except ValidationError:  # already told
         return []
     return [Problem(place, text) for place, text in cross_problems(train, find)]
@@ -106,17 +109,19 @@ def _cross_problems_alone(plain: Mapping[str, object]) -> list[Problem]:
 def _problems(details: ErrorDetails) -> list[Problem]:
     if details["type"] == "recipe":  # the schema's own words
         found = details["ctx"]["problems"]
-        return [Problem(_dotted((*details["loc"], place)), text) for place, text in found]
+        loc, _ = _without_tag(details["loc"])
+        return [Problem(_dotted((*loc, *filter(None, [place]))), text) for place, text in found]
     return [_problem(details)]
 
 
 def _problem(details: ErrorDetails) -> Problem:
     """Say one of pydantic's findings in the words of a recipe."""
     loc, context = details["loc"], details.get("ctx", {})
+    loc, tag = _without_tag(loc)
     given = details["input"]
     match details["type"]:
         case "extra_forbidden":
-            known = _siblings(loc)
+            known = _siblings(loc, tag)
             others = f"; {_dotted(loc[:-1]) or 'a recipe'} knows {', '.join(known)}" if known else ""
             return Problem(_dotted(loc), f"unknown key{_suggestion(str(loc[-1]), known) or others}")
         case "missing":
@@ -125,6 +130,12 @@ def _problem(details: ErrorDetails) -> Problem:
             choices = list(_choices(context["expected"]))
             text = f"{given!r} is not one of {', '.join(choices)}{_suggestion(given, choices)}"
             return Problem(_dotted(loc), text)
+        case "union_tag_invalid":
+            choices, given = list(SECTION_BY_METHOD), context["tag"]
+            text = f"{given!r} is not one of {', '.join(choices)}{_suggestion(given, choices)}"
+            return Problem(_dotted((*loc, "method")), text)
+        case "union_tag_not_found":
+            return Problem(_dotted((*loc, "method")), f"is required: one of {', '.join(SECTION_BY_METHOD)}")
         case "string_pattern_mismatch":
             text = f"{given!r} should hold letters, digits, '_', '-' and '.' alone, a letter or digit first"
             return Problem(_dotted(loc), text)
@@ -168,15 +179,34 @@ def _dotted(loc: Sequence[int | str]) -> str:
     return text.removeprefix(".")
 
 
-def _siblings(loc: Sequence[int | str]) -> list[str]:
-    """Return the keys that the section around `loc` knows."""
+def _without_tag(loc: tuple[int | str, ...]) -> tuple[tuple[int | str, ...], str | None]:
+    """Return a place as the recipe's author knows it, and the method that pydantic put into it."""
+    if len(loc) > 1 and loc[0] == "find" and loc[1] in SECTION_BY_METHOD:
+        return (loc[0], *loc[2:]), str(loc[1])
+    return loc, None
+
+
+def _siblings(loc: Sequence[int | str], method: str | None) -> list[str]:
+    """Return the keys that the section around `loc` knows; `find` is the one of a method."""
     model: type[BaseModel] = Recipe
     for part in loc[:-1]:
-        inner = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        inner: object
+        if model is Recipe and part == "find" and method is not None:
+            inner = SECTION_BY_METHOD[method]
+        else:
+            inner = _section_of(model, str(part))
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             return []
         model = inner
     return list(model.model_fields)
+
+
+def _section_of(model: type[BaseModel], name: str) -> object:
+    """Return the class of a section, also of one that may be left out."""
+    if name not in model.model_fields:
+        return None
+    annotation = model.model_fields[name].annotation
+    return next((kind for kind in get_args(annotation) if kind is not type(None)), annotation)
 
 
 def _suggestion(given: object, known: Sequence[str]) -> str:

@@ -6,22 +6,20 @@ Defaults are left out of the keys of stored results, so a field added later with
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
 from ticket_export.models.facts import ZOO_FACTS
+from ticket_export.recipe.find_sections import FindSection
+from ticket_export.recipe.section import Count, Fraction, Problems, Section, empty_or_repeats
 from ticket_export.runtime.registry import MODULE_PRECISIONS, MODULE_RUNTIMES
 
-Fraction: TypeAlias = Annotated[float, Field(gt=0.0, lt=1.0)]
-Count: TypeAlias = Annotated[int, Field(ge=1)]
 Channels: TypeAlias = tuple[float, ...]
 
 ZOO_PREFIX = "zoo:"
 _BUILDER = re.compile(r"[^:\s]+:[A-Za-z_][\w.\-/]*")
-Problems: TypeAlias = Iterator[tuple[str, str]]
 
 
 def _rounding(value: object) -> object:
@@ -31,36 +29,6 @@ def _rounding(value: object) -> object:
 
 
 Rounding: TypeAlias = Annotated[int | Literal["auto"] | None, PlainValidator(_rounding)]
-
-
-def _repeats(place: str, values: tuple[object, ...]) -> Problems:
-    for index, value in enumerate(values):
-        if value in values[:index]:
-            yield place, f"{value!r} is given twice"
-
-
-def _empty_or_repeats(place: str, values: tuple[object, ...]) -> Problems:
-    if not values:
-        yield place, "should hold at least one value, got an empty list"
-    yield from _repeats(place, values)
-
-
-class Section(BaseModel):
-    """Refuses unknown keys, cannot be changed after it is made, and tells all its problems at once."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def _problems(self) -> Problems:
-        """Yield (field, text) for each value that is right by itself and wrong beside another one."""
-        yield from ()
-
-    @model_validator(mode="after")
-    def _has_no_problem(self) -> Self:
-        problems = tuple(self._problems())
-        if problems:
-            text = "; ".join(f"{place}: {text}" for place, text in problems)
-            raise PydanticCustomError("recipe", "{text}", {"text": text, "problems": problems})
-        return self
 
 
 class DataSection(Section):
@@ -150,6 +118,9 @@ class TrainSection(Section):
         label_smoothing: share of the target spread over all classes, in [0, 1).
         precision: number format of the forward and backward passes.
         channels_last: keep activations in NHWC order.
+        validate_steps: also validate every so many steps, and keep the weights of the lowest validation loss;
+            0 validates at the end of each epoch.
+        compile: let torch.compile fuse the forward and backward passes.
     """
 
     epochs: Count
@@ -166,6 +137,8 @@ class TrainSection(Section):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
+    validate_steps: Annotated[int, Field(ge=0)] = 0
+    compile: bool = False
 
     def _problems(self) -> Problems:
         yield from self._step_problems()
@@ -195,39 +168,6 @@ class TrainSection(Section):
         for milestone in self.milestones:
             if not 0 < milestone < self.epochs:
                 yield "milestones", f"{milestone} is not between 0 and epochs ({self.epochs})"
-
-
-class RefillSection(Section):
-    """Iterative magnitude pruning with rewinding, then Refill on every level.
-
-    Attributes:
-        scope: decided together: rows of a `layer` (the paper), `inner` channels of blocks, `coupled` groups.
-        levels: rounds of pruning; each yields a ticket.
-        drop_fraction: share of the weights still kept that a round drops.
-        magnitude_scope: compare magnitudes over the whole network or within each layer.
-        rewind_epoch: the epoch whose weights the tickets restart from; 0 is the initialisation.
-        round_to: kept widths are rounded up to a multiple of this.
-        controls: what the last ticket is compared with, beside the dense network.
-        form: train the small network cut out of the rewound one, or the dense shape with zeros held.
-    """
-
-    method: Literal["refill"]
-    scope: Literal["layer", "inner", "coupled"]
-    levels: Count
-    drop_fraction: Fraction
-    magnitude_scope: Literal["global", "layer"] = "global"
-    rewind_epoch: Annotated[int, Field(ge=0)]
-    round_to: Count = 1
-    controls: tuple[Literal["random", "uniform", "reinit", "unstructured", "depgraph"], ...] = ()
-    form: Literal["small", "masked"] = "small"
-
-    def _problems(self) -> Problems:
-        yield from _repeats("controls", self.controls)
-
-
-# One member today. The union is by `method`, which has no default: a defaulted tag would vanish from the keys
-# and two methods would share them.
-FindSection: TypeAlias = RefillSection
 
 
 class ShrinkSection(Section):
@@ -263,8 +203,8 @@ class ExportSection(Section):
     int8_activations: Literal["uint8", "int8"] = "uint8"
 
     def _problems(self) -> Problems:
-        yield from _empty_or_repeats("targets", self.targets)
-        yield from _empty_or_repeats("precisions", self.precisions)
+        yield from empty_or_repeats("targets", self.targets)
+        yield from empty_or_repeats("precisions", self.precisions)
 
 
 class MeasureSection(Section):
@@ -289,8 +229,8 @@ class MeasureSection(Section):
     samples: Annotated[int, Field(ge=5, le=1000)]
 
     def _problems(self) -> Problems:
-        yield from _empty_or_repeats("runtimes", self.runtimes)
-        yield from _empty_or_repeats("batches", self.batches)
+        yield from empty_or_repeats("runtimes", self.runtimes)
+        yield from empty_or_repeats("batches", self.batches)
 
 
 class Recipe(Section):
@@ -315,20 +255,30 @@ class Recipe(Section):
 
     def _problems(self) -> Problems:
         yield from cross_problems(self.train, self.find)
-        yield from peer_problems(self.model, self.find)
+        yield from network_problems(self.model, self.find)
         yield from runtime_problems(self.export, self.measure)
 
 
-def peer_problems(model: ModelSection, find: FindSection) -> Problems:
-    """Yield (place, text) where torch-pruning is asked for a network of the zoo that it cannot prune."""
+def network_problems(model: ModelSection, find: FindSection) -> Problems:
+    """Yield (place, text) where a method does not fit a network of the zoo."""
     facts = ZOO_FACTS.get(model.builder.removeprefix(ZOO_PREFIX))
-    if "depgraph" in find.controls and model.builder.startswith(ZOO_PREFIX) and facts is not None:
+    if not model.builder.startswith(ZOO_PREFIX) or facts is None:
+        return
+    if "depgraph" in find.controls:
+        place = f"find.controls[{find.controls.index('depgraph')}]"
         for key, value in facts.beyond_torch_pruning.items():
             if model.args.get(key) == value:
                 yield (
-                    f"find.controls[{find.controls.index('depgraph')}]",
+                    place,
                     f"torch-pruning cannot prune {model.builder} with {key} {value!r} (leave depgraph out)",
                 )
+    if find.method == "early_bird" and not facts.has_norm:
+        yield "find.method", f"early_bird reads the scales of norms, and {model.builder} has none"
+    if find.method == "regroup" and facts.has_depthwise:
+        yield "find.method", f"regroup forms blocks of columns, which depthwise layers of {model.builder} lack"
+    score = "l1" if find.method in ("imp", "regroup", "early_bird", "rst") else find.score
+    if score in ("gamma", "tp_bn_scale") and not facts.has_norm:
+        yield "find.score", f"{score} reads the scales of norms, and {model.builder} has none"
 
 
 def runtime_problems(export: ExportSection, measure: MeasureSection) -> Problems:
@@ -352,3 +302,5 @@ def cross_problems(train: TrainSection, find: FindSection) -> Problems:
     """Yield (place, text) for each value that is right by itself and wrong beside another section's."""
     if find.rewind_epoch >= train.epochs:
         yield "find.rewind_epoch", f"{find.rewind_epoch} is not below train.epochs ({train.epochs})"
+    if find.method == "early_bird" and find.window >= train.epochs:
+        yield "find.window", f"{find.window} masks, one an epoch, do not fit train.epochs ({train.epochs})"
