@@ -33,6 +33,9 @@ class TrainSettings:
         precision: `fp32` (the model's own type), or autocast to `bf16` or `fp16` (with loss scaling).
         channels_last: keep images and weights in NHWC order, which convolutions on CPUs and tensor cores
             prefer.
+        validate_steps: validate also every so many steps, counted from the start of the dense training, and
+            keep the weights of the lowest validation loss; 0 = at the end of each epoch alone, keeping none.
+        compile: let torch.compile fuse the forward and the backward pass; it needs a compiler.
     """
 
     epochs: int
@@ -49,6 +52,8 @@ class TrainSettings:
     label_smoothing: float = 0.0
     precision: str = "fp32"
     channels_last: bool = False
+    validate_steps: int = 0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -58,3 +63,5 @@ class TrainSettings:
         for name in ("epochs", "batch", "lr"):
             if not getattr(self, name) > 0:
                 raise TrainError(f"train.{name} is {getattr(self, name)}", hint="it must be above 0")
+        if self.validate_steps < 0:
+            raise TrainError(f"train.validate_steps is {self.validate_steps}", hint="0 turns it off")
