@@ -18,8 +18,17 @@ BlockControl: TypeAlias = Literal["random", "reinit", "uniform", "unstructured",
 ChannelControl: TypeAlias = Literal["random", "uniform", "reinit", "depgraph"]
 RefillControl: TypeAlias = Literal["random", "uniform", "reinit", "unstructured", "depgraph"]
 Score: TypeAlias = Literal[
-    *("l1", "l2", "count", "gamma", "taylor"),
-    *("tp_magnitude", "tp_bn_scale", "tp_lamp", "tp_fpgm", "tp_taylor", "tp_hessian"),
+    "l1",
+    "l2",
+    "count",
+    "gamma",
+    "taylor",
+    "tp_magnitude",
+    "tp_bn_scale",
+    "tp_lamp",
+    "tp_fpgm",
+    "tp_taylor",
+    "tp_hessian",
 ]
 
 
@@ -64,7 +73,7 @@ class BudgetSection(Section):
     def target(self, level: int, levels: int) -> float:
         """Return the share that the network of a level may cost."""
         fraction: float = getattr(self, self.kind)
-        return fraction ** (level / levels)
+        return float(fraction ** (level / levels))
 
 
 class _Found(Section):

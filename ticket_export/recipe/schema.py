@@ -275,10 +275,14 @@ def network_problems(model: ModelSection, find: FindSection) -> Problems:
     if find.method == "early_bird" and not facts.has_norm:
         yield "find.method", f"early_bird reads the scales of norms, and {model.builder} has none"
     if find.method == "regroup" and facts.has_depthwise:
-        yield "find.method", f"regroup forms blocks of columns, which depthwise layers of {model.builder} lack"
-    score = "l1" if find.method in ("imp", "regroup", "early_bird", "rst") else find.score
-    if score in ("gamma", "tp_bn_scale") and not facts.has_norm:
-        yield "find.score", f"{score} reads the scales of norms, and {model.builder} has none"
+        text = f"regroup joins columns, and depthwise layers of {model.builder} have one each"
+        yield "find.method", text
+    if (
+        find.method in ("refill", "refill_plus", "channel_imp")
+        and not facts.has_norm
+        and find.score in ("gamma", "tp_bn_scale")
+    ):
+        yield "find.score", f"{find.score} reads the scales of norms, and {model.builder} has none"
 
 
 def runtime_problems(export: ExportSection, measure: MeasureSection) -> Problems:
