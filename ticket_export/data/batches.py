@@ -3,13 +3,13 @@
 # N images, C channels, H W pixels
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ticket_export.data.augment import Augment, augmented, draw
+from ticket_export.data.augment import Augment, augmented, draw, normalise
 from ticket_export.errors import DataError
 from ticket_export.seeds import stream
 
@@ -82,3 +82,19 @@ class Batches:
             part = slice(first + self.shard[0], end, self.shard[1])
             chosen = order[part]
             yield augmented(self.x[chosen], self.augment, draws, part), self.y[chosen]
+
+
+def in_order(
+    x: Tensor, y: Tensor, *, mean: Sequence[float], std: Sequence[float], batch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield every image once, in batches as networks take them: floating [batch, C, H, W], int64 [batch].
+
+    Args:
+        x: [N, C, H, W]; uint8 images are normalised, floating ones are taken as they are.
+        y: int64 [N].
+        mean: per channel, of pixels scaled to 0..1.
+        std: per channel, in the same scale.
+        batch: images in a batch; the last one may hold fewer.
+    """
+    for x_NCHW, y_N in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
+        yield x_NCHW if x_NCHW.is_floating_point() else normalise(x_NCHW, mean, std), y_N

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ticket_export.data.augment import normalise
+from ticket_export.data.batches import in_order
 from ticket_export.errors import DataError, TrainError
 
 if TYPE_CHECKING:
@@ -54,14 +54,10 @@ def evaluate(
     channels = images.shape[1]
     mean = (0.0,) * channels if mean is None else mean
     std = (1.0,) * channels if std is None else std
-
-    def inputs() -> Iterator[tuple[Tensor, Tensor]]:
-        for x_NCHW, y_N in zip(torch.split(images, batch), torch.split(labels, batch), strict=True):
-            yield x_NCHW if x_NCHW.is_floating_point() else normalise(x_NCHW, mean, std), y_N
-
+    inputs = in_order(images, labels, mean=mean, std=std, batch=batch)
     if isinstance(model_or_runner, nn.Module):
-        return _evaluate_module(model_or_runner, inputs(), device) / len(labels)
-    return _evaluate_runner(model_or_runner, inputs()) / len(labels)
+        return _evaluate_module(model_or_runner, inputs, device) / len(labels)
+    return _evaluate_runner(model_or_runner, inputs) / len(labels)
 
 
 @contextmanager

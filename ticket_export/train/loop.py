@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ticket_export.data.augment import Augment
-from ticket_export.data.batches import SeedPath
+from ticket_export.data.batches import SeedPath, in_order
 from ticket_export.data.sources import Images
 from ticket_export.errors import TrainError
 from ticket_export.seeds import seed_from_path
@@ -215,13 +215,17 @@ def _as_model(run: Run, x_NCHW: Tensor) -> Tensor:
 def _validate(run: Run) -> tuple[float, float]:
     totals = torch.zeros(2, dtype=torch.float64, device=run.device)
     with evaluating(run.model), _autocast(run):
-        parts = torch.split(run.val_x, _VALIDATION_BATCH), torch.split(run.val_y, _VALIDATION_BATCH)
-        for x_NCHW, y_N in zip(*parts, strict=True):
+        for x_NCHW, y_N in _validation(run):
             logits_NK = run.model(_as_model(run, x_NCHW)).to(run.dtype)
             totals[0] += functional.cross_entropy(logits_NK, y_N, reduction="sum")
             totals[1] += (logits_NK.argmax(1) == y_N).sum()
     loss, correct = totals.tolist()
     return loss / len(run.val_y), correct / len(run.val_y)
+
+
+def _validation(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
+    augment = run.batches.augment
+    return in_order(run.val_x, run.val_y, mean=augment.mean, std=augment.std, batch=_VALIDATION_BATCH)
 
 
 def _means(run: Run, epoch: int, totals: Tensor, num_images: int) -> tuple[float, float]:

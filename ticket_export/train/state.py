@@ -37,7 +37,8 @@ class Run:
     Attributes:
         model: the network, on the device.
         net: what is called: `model`, wrapped where several processes train it.
-        val_x: normalised validation images [N, C, H, W] in the model's type.
+        val_x: validation images [N, C, H, W]: floating and normalised, or uint8.
+        dtype: the floating type of the weights.
         held: parameters and, for each, 1 where it may be other than zero.
         identity: facts by name that a checkpoint must share, as JSON.
         next_epoch: the first epoch not yet trained.
@@ -53,16 +54,12 @@ class Run:
     batches: Batches
     val_x: Tensor
     val_y: Tensor
+    dtype: torch.dtype
     held: tuple[list[Tensor], list[Tensor]]
     identity: dict[str, object]
     next_epoch: int
     snapshot: dict[str, Tensor] | None = None
     history: list[EpochRecord] = field(default_factory=list)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Return the floating type of the weights."""
-        return self.val_x.dtype
 
     def hold_zero(self) -> None:
         """Set every weight that is held at zero to zero."""
@@ -110,6 +107,7 @@ def start(
         batches=batches,
         val_x=val_x,
         val_y=images.val_y.to(device),
+        dtype=dtype,
         held=_held(model, hold_zero),
         identity=_identity(settings, augment, seed_path, start_epoch, hold_zero),
         next_epoch=start_epoch,
