@@ -25,8 +25,9 @@ from ticket_export.errors import DataError, MissingDependency, RecipeError, Shri
 from ticket_export.find.depgraph import depgraph_mask
 from ticket_export.pipeline import coordinate, plan, run
 from ticket_export.pipeline.context import Context
+from ticket_export.pipeline.graph import nodes_of
 from ticket_export.pipeline.networks import network_of, scattered, small_elements, trained_network
-from ticket_export.pipeline.nodes import Node, hash_inputs, nodes_of
+from ticket_export.pipeline.nodes import Node, hash_inputs
 from ticket_export.recipe.dump import yaml_from_recipe
 from ticket_export.recipe.load import load_recipe
 from ticket_export.recipe.schema import Recipe

@@ -9,13 +9,8 @@ from pathlib import Path
 import pytest
 
 from ticket_export.errors import DataError, RecipeError
-from ticket_export.pipeline.nodes import (
-    Node,
-    hash_inputs,
-    longest_chain_first,
-    nodes_of,
-    nodes_until,
-)
+from ticket_export.pipeline.graph import nodes_of
+from ticket_export.pipeline.nodes import Node, hash_inputs, longest_chain_first, nodes_until
 from ticket_export.recipe.load import load_recipe
 
 SMOKE = Path(__file__).parent / "smoke.yaml"

@@ -5,6 +5,8 @@
          |     find(unstructured@1) -> train(unstructured@1) -> find(unstructured@2) -> ...
          +-> export
 
+That is Refill's graph; `pipeline.chains` holds the one of every method.
+
 Nothing here knows a tensor, a file or a recipe's values.
 """
 
@@ -16,7 +18,9 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
 StageWord: TypeAlias = Literal["train", "find", "shrink", "export", "measure", "report"]
-SubjectKind: TypeAlias = Literal["dense", "ticket", "random", "uniform", "reinit", "unstructured", "depgraph"]
+SubjectKind: TypeAlias = Literal[
+    "dense", "ticket", "random", "uniform", "reinit", "random_reinit", "unstructured", "depgraph", "search"
+]
 
 STAGE_WORDS: Final[tuple[StageWord, ...]] = get_args(StageWord)
 SUBJECT_KINDS: Final[tuple[SubjectKind, ...]] = get_args(SubjectKind)
@@ -52,29 +56,53 @@ STAGES: Final[Mapping[StageWord, Stage]] = {
 # matters to other results alone. How many results a recipe asks for (levels, controls, replicates, targets,
 # precisions, runtimes, batches) is in no key: one more level leaves everything before it in place. A file is
 # in a key by its content, never by its path.
+_TRAINED: Final = ("data", "model", "train")
+_REWOUND: Final = ("find.rewind_epoch", "find.rewind_step", "find.rewind")
+_PRUNED: Final = (
+    *("find.drop_fraction", "find.conv_drop_fraction", "find.classifier_drop_fraction"),
+    "find.magnitude_scope",
+)
+_BLOCKS: Final = ("find.num_groups", "find.min_rows", "find.columns", "find.equal_blocks")
+_SEARCHED: Final = (
+    *("find.method", "find.drop_fraction", "find.scope", "find.round_to"),
+    *("find.gamma_l1", "find.window", "find.max_distance"),
+    *("find.search_epochs", "find.search_lr"),
+    *("find.penalty_step", "find.penalty_interval", "find.penalty_limit"),
+)
+_FOUND: Final = (
+    *("find.method", "find.scope", "find.round_to", "find.score", "find.extra_fraction", "find.criterion"),
+    *_BLOCKS,
+)
+_FRESH: Final = (*_TRAINED, "find.form", "find.distill")
+_FROM_REWOUND: Final = (*_FRESH, *_REWOUND)
+_SHRUNK: Final = ("find.round_to", "shrink")
 HASHED: Final[Mapping[tuple[StageWord, SubjectKind], tuple[str, ...]]] = {
-    ("train", "dense"): ("data", "model", "train", "find.rewind_epoch"),
-    ("train", "unstructured"): ("data", "model", "train", "find.rewind_epoch"),
-    ("train", "ticket"): ("data", "model", "train", "find.rewind_epoch", "find.form"),
-    ("train", "random"): ("data", "model", "train", "find.rewind_epoch", "find.form"),
-    ("train", "uniform"): ("data", "model", "train", "find.form"),
-    ("train", "reinit"): ("data", "model", "train", "find.form"),
-    ("train", "depgraph"): ("data", "model", "train", "find.rewind_epoch", "find.form"),
-    ("find", "unstructured"): ("find.method", "find.drop_fraction", "find.magnitude_scope"),
-    ("find", "ticket"): ("find.method", "find.scope", "find.round_to"),
+    ("train", "dense"): (*_TRAINED, "find.rewind_epoch", "find.rewind_step"),
+    ("train", "unstructured"): (*_TRAINED, *_REWOUND),
+    ("train", "search"): (*_TRAINED, "find.rewind_epoch", "find.rewind_step", *_SEARCHED),
+    ("train", "ticket"): _FROM_REWOUND,
+    ("train", "random"): _FROM_REWOUND,
+    ("train", "depgraph"): _FROM_REWOUND,
+    ("train", "uniform"): _FRESH,
+    ("train", "reinit"): _FRESH,
+    ("train", "random_reinit"): _FRESH,
+    ("find", "unstructured"): _PRUNED,
+    ("find", "ticket"): (*_FOUND, *_PRUNED),
     ("find", "random"): ("find.method",),
+    ("find", "random_reinit"): ("find.method",),
     ("find", "uniform"): ("find.method", "find.round_to"),
     ("find", "depgraph"): ("find.method", "find.scope", "find.round_to"),
-    ("shrink", "ticket"): ("find.round_to", "shrink"),
-    ("shrink", "random"): ("find.round_to", "shrink"),
-    ("shrink", "uniform"): ("find.round_to", "shrink"),
-    ("shrink", "reinit"): ("find.round_to", "shrink"),
-    ("shrink", "depgraph"): ("find.round_to", "shrink"),
+    ("shrink", "ticket"): (*_SHRUNK, *_BLOCKS),
+    ("shrink", "random"): (*_SHRUNK, *_BLOCKS),
+    ("shrink", "reinit"): (*_SHRUNK, *_BLOCKS),
+    ("shrink", "random_reinit"): _SHRUNK,
+    ("shrink", "uniform"): _SHRUNK,
+    ("shrink", "depgraph"): _SHRUNK,
 }
 NOT_HASHED: Final = frozenset({"data.path", "model.weights"})
 LATENCY_HASHED: Final = ("measure.scope", "measure.threads", "measure.rounds", "measure.samples")
 
-_SUBJECT = re.compile(r"(?P<kind>[a-z]+)(?:@(?P<level>[1-9][0-9]*))?")
+_SUBJECT = re.compile(r"(?P<kind>[a-z_]+)(?:@(?P<level>[1-9][0-9]*))?")
 
 
 @dataclass(frozen=True, slots=True)

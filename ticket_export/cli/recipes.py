@@ -132,7 +132,8 @@ def _say_files(report: Report, store: Path) -> None:
 
 def _num_steps(recipe: Recipe, until: str | None) -> int:
     """Count the steps of a run; contents of files and the machine change keys, not how many there are."""
-    from ticket_export.pipeline.nodes import InputHashes, nodes_of
+    from ticket_export.pipeline.graph import nodes_of
+    from ticket_export.pipeline.nodes import InputHashes
 
     nodes = nodes_of(recipe, InputHashes(data=None, weights=None, builder=None), "")
     wanted: set[Node] = set()

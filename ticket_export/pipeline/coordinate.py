@@ -12,12 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from ticket_export.errors import RecipeError
-from ticket_export.pipeline.nodes import (
-    Node,
-    hash_inputs,
-    nodes_of,
-    nodes_until,
-)
+from ticket_export.pipeline.graph import nodes_of
+from ticket_export.pipeline.nodes import Node, hash_inputs, nodes_until
 from ticket_export.pipeline.runs import RunFolder
 from ticket_export.pipeline.work import Emit, Event, event_of, is_complete, work
 from ticket_export.pipeline.worker import Settings, work_as_told, work_in_processes

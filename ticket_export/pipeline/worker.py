@@ -22,7 +22,8 @@ from typing import IO, Any
 import ticket_export
 from ticket_export import errors
 from ticket_export.errors import TicketExportError, WorkerDiedError
-from ticket_export.pipeline.nodes import InputHashes, longest_chain_first, nodes_of, nodes_until
+from ticket_export.pipeline.graph import nodes_of
+from ticket_export.pipeline.nodes import InputHashes, longest_chain_first, nodes_until
 from ticket_export.pipeline.work import Emit, work
 from ticket_export.recipe.schema import Recipe
 from ticket_export.stages import StageWord
