@@ -5,55 +5,84 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ticket_export.data.augment import Augment
-from ticket_export.data.batches import SeedPath, in_order
+from ticket_export.data.batches import SeedPath
 from ticket_export.data.sources import Images
 from ticket_export.errors import TrainError
 from ticket_export.seeds import seed_from_path
 from ticket_export.train.device import accelerated, own_random_state
-from ticket_export.train.evaluate import evaluating
+from ticket_export.train.distill import Distill
+from ticket_export.train.observer import Observer
+from ticket_export.train.penalty import Penalty
+from ticket_export.train.points import Point, Points
+from ticket_export.train.progress import Event, loss_within_epoch, progress_event
 from ticket_export.train.schedule import learning_rate
 from ticket_export.train.settings import TrainSettings
-from ticket_export.train.state import EpochRecord, Run, resume, save, start, state_copy
+from ticket_export.train.state import (
+    Additions,
+    EpochRecord,
+    Plan,
+    Run,
+    on_cpu,
+    resume,
+    save,
+    start,
+    state_copy,
+)
+from ticket_export.train.step import train_batch, validate
+from ticket_export.train.validate import ValidationRecord
 
-Event = Mapping[str, object]
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_VALIDATION_BATCH = 256
-_EVENT_INTERVAL_S = 1.0  # an event reads the loss, which makes a GPU wait; once a second no one notices
+_EVENT_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
-    """What a training produced.
+    """What a training produced. Iterations are steps done since the start of the dense training.
 
     Attributes:
         weights: the trained state dict, buffers included, on the CPU.
-        snapshot: the state dict at the start of `snapshot_epoch`, or None where none was asked for.
-        history: one record per epoch: epoch, train_loss (smoothed where smoothing is on), train_accuracy,
+        snapshot: the state dict at the snapshot's point, or None where none was asked for.
+        history: one record per epoch: epoch, train_loss (all of it: smoothed, distilled), train_accuracy,
             val_loss, val_accuracy (fractions), lr of the last step, seconds, images_per_s (training images).
-        min_val_loss: the lowest of the validation losses, which are taken at the end of each epoch.
-        min_val_loss_iteration: steps done when it was reached, counted from the start of the dense training
-            (the early-stopping proxy of arXiv 1803.03635, section 2).
+        validations: one record per validation, at the end of each epoch and every `validate_steps`:
+            iteration, val_loss, val_accuracy.
+        min_val_loss: the lowest loss of the validations.
+        min_val_loss_iteration: the first at which it was reached (the early-stopping proxy of arXiv
+            1803.03635, section 2).
+        best_weights: the state dict at that iteration, or None where `validate_steps` is 0.
         val_accuracy: at the end.
+        num_epochs: epochs done since the start of the dense training.
+        stopped_epoch: `num_epochs` where the observer ended the training, or None.
         seconds: of all epochs, those before a resume included.
     """
 
     weights: dict[str, Tensor]
     snapshot: dict[str, Tensor] | None
     history: tuple[EpochRecord, ...]
+    validations: tuple[ValidationRecord, ...]
     min_val_loss: float
     min_val_loss_iteration: int
+    best_weights: dict[str, Tensor] | None
     val_accuracy: float
+    num_epochs: int
+    stopped_epoch: int | None
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Saving:
+    """Where checkpoints go, if anywhere, and the least seconds between two."""
+
+    folder: Path | None
+    interval_s: float
 
 
 def train(
@@ -65,16 +94,21 @@ def train(
     seed_path: SeedPath,
     device: torch.device | str = "cpu",
     start_epoch: int = 0,
+    start_step: int = 0,
     snapshot_epoch: int | None = None,
+    snapshot_step: int = 0,
     hold_zero: Mapping[str, Tensor] | None = None,
+    teacher: Distill | None = None,
+    penalties: Sequence[Penalty] = (),
+    observer: Observer | None = None,
     checkpoint_folder: Path | None = None,
     checkpoint_interval_s: float = 10.0,
     on_event: Callable[[Event], None] | None = None,
 ) -> TrainResult:
-    """Train `model` in place from `start_epoch` to `settings.epochs` and return what came of it.
+    """Train `model` in place to the end of `settings.epochs` and return what came of it.
 
-    On a CPU with the same number of threads the weights are bit-equal from run to run, resumed or not. The
-    test images are not touched.
+    On a CPU with as many threads the weights are bit-equal from run to run, resumed or not. The test images
+    are not touched.
 
     Args:
         model: [N, C, H, W] -> [N, K], with the weights to start from; it ends on the device in training mode.
@@ -83,186 +117,145 @@ def train(
         settings: optimiser, schedule, precision.
         seed_path: root seed and path, e.g. `(seed, "replicate", 0)`.
         device: where it trains.
-        start_epoch: the schedule and the order of images go on as if the epochs before it had been trained.
-        snapshot_epoch: epoch at whose start the state dict is copied (the rewind point).
+        start_epoch: rates and the order of images go on as if the epochs before it had been trained,
+        start_step: and so many steps of that epoch.
+        snapshot_epoch: epoch in which the state dict is copied (the rewind point),
+        snapshot_step: after so many steps of it.
         hold_zero: parameter name -> bool of its shape; where it is False the parameter stays zero.
+        teacher: whose outputs are learnt beside the labels.
+        penalties: what is added to the gradients.
+        observer: looks at the network after each epoch and may end the training.
         checkpoint_folder: an existing folder; its checkpoint is resumed, and new ones are written there.
         checkpoint_interval_s: least time between two checkpoints; it changes no result.
-        on_event: called once a second and at the end of an epoch with `{"event": "progress", "epoch",
-            "epochs", "loss", "accuracy", "eta_s"}`; epoch counts finished ones and ends in a fraction.
+        on_event: gets a `progress_event` once a second and at the end of each epoch.
 
     Raises:
-        TrainError: the settings do not fit, the loss is not finite, or the checkpoint is of another training.
+        TrainError: something does not fit, the loss is not finite, or the checkpoint is of another training.
         StoreError: a checkpoint cannot be written.
     """
-    device = torch.device(device)
-    _check_epochs(settings, start_epoch, snapshot_epoch)
-    seed = seed_from_path(int(seed_path[0]), *seed_path[1:], "dropout")
+    snapshot = None if snapshot_epoch is None else Point(snapshot_epoch, snapshot_step)
+    points = Points(start=Point(start_epoch, start_step), snapshot=snapshot)
+    extra = Additions(
+        hold_zero=hold_zero or {}, distill=teacher, penalties=tuple(penalties), observer=observer
+    )
+    plan = Plan(augment=augment, settings=settings, seed_path=seed_path, points=points, additions=extra)
+    saving = _Saving(folder=checkpoint_folder, interval_s=checkpoint_interval_s)
+    return _trained(model, images, plan, torch.device(device), saving, on_event)
+
+
+def _trained(
+    model: nn.Module,
+    images: Images,
+    plan: Plan,
+    device: torch.device,
+    saving: _Saving,
+    on_event: Callable[[Event], None] | None,
+) -> TrainResult:
+    seed = seed_from_path(int(plan.seed_path[0]), *plan.seed_path[1:], "dropout")
     with own_random_state(device, seed), accelerated(device) as accelerator:
-        run = start(
-            model,
-            images,
-            augment=augment,
-            settings=settings,
-            seed_path=seed_path,
-            accelerator=accelerator,
-            device=device,
-            start_epoch=start_epoch,
-            hold_zero=hold_zero or {},
-        )
-        if checkpoint_folder is not None:
-            resume(run, checkpoint_folder)
+        run = start(model, images, plan, accelerator, device)
+        if saving.folder is not None:
+            resume(run, saving.folder)
         run.hold_zero()
-        _run_epochs(run, snapshot_epoch, checkpoint_folder, checkpoint_interval_s, on_event)
+        _run_epochs(run, saving, on_event)
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing in the stub
     return _result(run)
 
 
-def _check_epochs(settings: TrainSettings, start_epoch: int, snapshot_epoch: int | None) -> None:
-    for name, epoch in (("start_epoch", start_epoch), ("snapshot_epoch", snapshot_epoch)):
-        first = 0 if name == "start_epoch" else start_epoch
-        if epoch is not None and not first <= epoch < settings.epochs:
-            raise TrainError(
-                f"{name} is {epoch}, the training runs from epoch {first} to {settings.epochs}",
-                hint="it must lie before the last epoch",
-            )
-
-
-def _run_epochs(
-    run: Run,
-    snapshot_epoch: int | None,
-    folder: Path | None,
-    checkpoint_interval_s: float,
-    on_event: Callable[[Event], None] | None,
-) -> None:
+def _run_epochs(run: Run, saving: _Saving, on_event: Callable[[Event], None] | None) -> None:
     saved_s = time.perf_counter()
-    for epoch in range(run.next_epoch, run.settings.epochs):
-        if epoch == snapshot_epoch:
-            run.snapshot = state_copy(run.model)
+    while run.next_epoch < run.settings.epochs and not run.is_stopped:
+        epoch = run.next_epoch
         run.history.append(_epoch(run, epoch, on_event))
         run.next_epoch = epoch + 1
-        due = time.perf_counter() - saved_s >= checkpoint_interval_s
-        if folder is not None and due and run.accelerator.is_main_process:
-            save(run, folder)
+        run.is_stopped = _ends_here(run, epoch)
+        due = time.perf_counter() - saved_s >= saving.interval_s
+        if saving.folder is not None and due and run.accelerator.is_main_process:
+            save(run, saving.folder)
             saved_s = time.perf_counter()
 
 
+def _ends_here(run: Run, epoch: int) -> bool:
+    observer = run.plan.additions.observer
+    if observer is None:
+        return False
+    ends = torch.tensor(int(observer.after_epoch(epoch, run.model)), device=run.device)
+    # One process ends it for all: each has norm statistics of its own, and who goes on alone waits for ever
+    return bool(run.accelerator.reduce(ends, "sum") > 0)
+
+
 def _epoch(run: Run, epoch: int, on_event: Callable[[Event], None] | None) -> EpochRecord:
-    num_batches = run.batches.num_batches
+    num_batches, first = run.batches.num_batches, run.plan.points.first_step(epoch)
     begun_s = event_s = time.perf_counter()
     totals = torch.zeros(2, dtype=torch.float64, device=run.device)  # loss, correct; added up without waiting
-    for index, (x_NCHW, y_N) in enumerate(run.batches.epoch(epoch)):
-        lr = learning_rate(run.settings, epoch * num_batches + index, num_batches)
-        _step(run, x_NCHW, y_N, lr, totals)
+    for step, (x_NCHW, y_N) in enumerate(islice(run.batches.epoch(epoch), first, None), first):
+        if run.plan.points.is_snapshot(epoch, step):
+            run.snapshot = state_copy(run.model)
+        train_batch(run, x_NCHW, y_N, epoch * num_batches + step, totals)
+        iteration, num_done = epoch * num_batches + step + 1, step + 1 - first
+        if step + 1 < num_batches and _is_due(run.settings.validate_steps, iteration):
+            validate(run, iteration)
         now_s = time.perf_counter()
-        if on_event is not None and now_s - event_s >= _EVENT_INTERVAL_S and index + 1 < num_batches:
+        if on_event is not None and now_s - event_s >= _EVENT_INTERVAL_S and step + 1 < num_batches:
             event_s = now_s
             # This process's share alone: the others come here at other moments
-            loss, accuracy = _means(run, epoch, totals, (index + 1) * len(y_N))
-            on_event(_event(run, epoch, (index + 1) / num_batches, loss, accuracy, now_s - begun_s))
-    num_images = num_batches * run.batches.batch_size
-    loss, accuracy = _means(run, epoch, run.accelerator.reduce(totals, "sum"), num_images)
-    trained_s = time.perf_counter() - begun_s
-    val_loss, val_accuracy = _validate(run)
-    _check_finite(val_loss, "validation loss", run, epoch)
-    seconds = time.perf_counter() - begun_s
+            told = loss_within_epoch(totals, num_done * len(y_N), run.device, run.history)
+            _check_finite(told[0], "loss", run, epoch)
+            on_event(progress_event(run, iteration, told, (now_s - begun_s) / num_done))
+    record = _record(run, epoch, run.accelerator.reduce(totals, "sum"), begun_s)
     if on_event is not None:
-        on_event(_event(run, epoch, 1.0, loss, accuracy, seconds))
+        told = record["train_loss"], record["train_accuracy"]
+        on_event(progress_event(run, iteration, told, record["seconds"] / num_done))
+    return record
+
+
+def _is_due(interval: int, iteration: int) -> bool:
+    return interval > 0 and iteration % interval == 0
+
+
+def _record(run: Run, epoch: int, totals: Tensor, begun_s: float) -> EpochRecord:
+    """Return what an epoch came to; here the host waits for the device."""
+    num_batches = run.batches.num_batches
+    num_images = (num_batches - run.plan.points.first_step(epoch)) * run.batches.batch_size
+    loss, correct = totals.tolist()
+    trained_s = time.perf_counter() - begun_s
+    _check_finite(loss, "loss", run, epoch)
+    validate(run, (epoch + 1) * num_batches)
+    validations = run.validations.read()
+    for validation in validations:
+        _check_finite(validation["val_loss"], "validation loss", run, epoch)
     return {
         "epoch": epoch,
-        "train_loss": loss,
-        "train_accuracy": accuracy,
-        "val_loss": val_loss,
-        "val_accuracy": val_accuracy,
-        "lr": lr,
-        "seconds": seconds,
+        "train_loss": loss / num_images,
+        "train_accuracy": correct / num_images,
+        "val_loss": validations[-1]["val_loss"],
+        "val_accuracy": validations[-1]["val_accuracy"],
+        "lr": learning_rate(run.settings, (epoch + 1) * num_batches - 1, num_batches),
+        "seconds": time.perf_counter() - begun_s,
         "images_per_s": num_images / trained_s,
     }
 
 
-def _step(run: Run, x_NCHW: Tensor, y_N: Tensor, lr: float, totals: Tensor) -> None:
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
-    with _autocast(run):
-        logits_NK = run.net(_as_model(run, x_NCHW))
-    # In the weights' own type: a bf16 softmax loses the small probabilities
-    loss = functional.cross_entropy(
-        logits_NK.to(run.dtype), y_N, label_smoothing=run.settings.label_smoothing
-    )
-    run.optimizer.zero_grad(set_to_none=True)
-    if run.scaler is None:
-        run.accelerator.backward(loss)
-        run.optimizer.step()
-    else:
-        run.accelerator.backward(run.scaler.scale(loss))
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-    run.hold_zero()
-    with torch.no_grad():
-        totals += torch.stack((loss.detach() * len(y_N), (logits_NK.argmax(1) == y_N).sum()))
-
-
-def _autocast(run: Run) -> torch.autocast:
-    precision = run.settings.precision
-    return torch.autocast(run.device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
-
-
-def _as_model(run: Run, x_NCHW: Tensor) -> Tensor:
-    layout = torch.channels_last if run.settings.channels_last else torch.contiguous_format
-    return x_NCHW.to(run.dtype, memory_format=layout)
-
-
-def _validate(run: Run) -> tuple[float, float]:
-    totals = torch.zeros(2, dtype=torch.float64, device=run.device)
-    with evaluating(run.model), _autocast(run):
-        for x_NCHW, y_N in _validation(run):
-            logits_NK = run.model(_as_model(run, x_NCHW)).to(run.dtype)
-            totals[0] += functional.cross_entropy(logits_NK, y_N, reduction="sum")
-            totals[1] += (logits_NK.argmax(1) == y_N).sum()
-    loss, correct = totals.tolist()
-    return loss / len(run.val_y), correct / len(run.val_y)
-
-
-def _validation(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
-    augment = run.batches.augment
-    return in_order(run.val_x, run.val_y, mean=augment.mean, std=augment.std, batch=_VALIDATION_BATCH)
-
-
-def _means(run: Run, epoch: int, totals: Tensor, num_images: int) -> tuple[float, float]:
-    loss, correct = totals.tolist()
-    _check_finite(loss, "loss", run, epoch)
-    return loss / num_images, correct / num_images
-
-
-def _check_finite(loss: float, name: str, run: Run, epoch: int) -> None:
-    if not math.isfinite(loss):
+def _check_finite(loss: float | None, name: str, run: Run, epoch: int) -> None:
+    if loss is not None and not math.isfinite(loss):
         raise TrainError(
             f"the {name} is {loss} in epoch {epoch} of {run.settings.epochs} at lr {run.settings.lr:g}",
             hint="lower train.lr, set train.warmup_epochs, or train in fp32",
         )
 
 
-def _event(
-    run: Run, epoch: int, seen_fraction: float, loss: float, accuracy: float, elapsed_s: float
-) -> Event:
-    return {
-        "event": "progress",
-        "epoch": epoch + seen_fraction,
-        "epochs": run.settings.epochs,
-        "loss": loss,
-        "accuracy": accuracy,
-        "eta_s": elapsed_s / seen_fraction * (run.settings.epochs - epoch - seen_fraction),
-    }
-
-
 def _result(run: Run) -> TrainResult:
-    best = min(run.history, key=lambda record: record["val_loss"])
+    best = min(run.validations.records, key=lambda record: record["val_loss"])
     return TrainResult(
         weights=state_copy(run.model),
         snapshot=run.snapshot,
         history=tuple(run.history),
+        validations=tuple(run.validations.records),
         min_val_loss=best["val_loss"],
-        min_val_loss_iteration=int(best["epoch"] + 1) * run.batches.num_batches,
+        min_val_loss_iteration=int(best["iteration"]),
+        best_weights=on_cpu(run.validations.best) if run.validations.keeps_best else None,
         val_accuracy=run.history[-1]["val_accuracy"],
+        num_epochs=run.next_epoch,
+        stopped_epoch=run.next_epoch if run.is_stopped else None,
         seconds=sum(record["seconds"] for record in run.history),
     )
