@@ -38,6 +38,15 @@ def test_on_a_terminal_a_step_shows_loss_accuracy_and_time_left() -> None:
         assert text in told.getvalue()
 
 
+def test_a_first_epoch_without_a_loss_shows_the_time_left_alone() -> None:
+    told = StringIO()
+    with Progress(Console(file=told, width=120, force_terminal=True), num_steps=12) as progress:
+        progress(STEP | {"event": "start"})
+        progress(STEP | EVENTS[1] | {"loss": None, "accuracy": None})
+    assert "3 s left" in told.getvalue()
+    assert "loss" not in told.getvalue()
+
+
 def test_damage_is_told_in_one_line_as_it_is() -> None:
     told = StringIO()
     with Progress(Console(file=told, width=20), num_steps=12) as progress:

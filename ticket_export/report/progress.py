@@ -53,8 +53,10 @@ class Progress:
             case "start":
                 self._task_by_key[key] = self._bars.add_task(name, total=None, note="")
             case "progress" if "epoch" in event:
-                note = f"loss {event['loss']:.3f}, accuracy {100 * event['accuracy']:.1f} %"
-                self._move(key, event["epoch"], event["epochs"], f"{note}, {event['eta_s']:.0f} s left")
+                note = f"{event['eta_s']:.0f} s left"
+                if event["loss"] is not None:  # a GPU tells none in its first epoch
+                    note = f"loss {event['loss']:.3f}, accuracy {100 * event['accuracy']:.1f} %, {note}"
+                self._move(key, event["epoch"], event["epochs"], note)
             case "progress" if "round" in event:
                 note = f"round {event['round']} of {event['rounds']}"
                 self._move(key, event["round"], event["rounds"], note)
