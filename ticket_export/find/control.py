@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ticket_export.channels.costs import count_costs
 from ticket_export.channels.graph import ChannelGroup
-from ticket_export.channels.mask import Mask
+from ticket_export.channels.mask import ElementMask, Mask
 from ticket_export.errors import ShrinkError
 from ticket_export.shrink.surgery import small_from_mask
 
@@ -30,6 +30,39 @@ def random_mask(mask: Mask, generator: torch.Generator) -> Mask:
         chosen = torch.randperm(len(keep_C), generator=generator)[: int(keep_C.sum())]
         keep_by_group[name] = torch.zeros_like(keep_C).index_fill_(0, chosen, True)
     return Mask(keep_by_group)
+
+
+def shuffled_elements(element_mask: ElementMask, generator: torch.Generator) -> ElementMask:
+    """Return an element mask that keeps as many weights of every parameter, drawn by chance.
+
+    Source: the random tickets of Frankle & Carbin (arXiv 1803.03635), figure 1.
+
+    Args:
+        element_mask: the ticket's.
+        generator: where the places are drawn from, parameter by parameter in the mask's order.
+    """
+    shuffled = {}
+    for name, keep in element_mask.keep_by_parameter.items():
+        order = torch.randperm(keep.numel(), generator=generator)
+        shuffled[name] = keep.flatten()[order].view(keep.shape)
+    return ElementMask(shuffled)
+
+
+def shuffled_blocks(element_mask: ElementMask, generator: torch.Generator) -> ElementMask:
+    """Return an element mask with the same blocks at rows and columns drawn by chance, layer by layer.
+
+    Rows are axis 0, columns all other axes but the kernel's; a block keeps its shape.
+
+    Args:
+        element_mask: the ticket's, dense blocks of rows and columns.
+        generator: as of `shuffled_elements`.
+    """
+    shuffled = {}
+    for name, keep in element_mask.keep_by_parameter.items():
+        for axis in range(min(2, keep.dim())):
+            keep = keep.index_select(axis, torch.randperm(keep.shape[axis], generator=generator))
+        shuffled[name] = keep
+    return ElementMask(shuffled)
 
 
 def uniform_mask(

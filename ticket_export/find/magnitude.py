@@ -17,7 +17,7 @@ _SCOPES = ("global", "layer")
 def magnitude_mask(
     weights: Mapping[str, Tensor],
     *,
-    keep_fraction: float,
+    keep_fraction: float | Mapping[str, float],
     scope: str = "global",
     previous: ElementMask | None = None,
 ) -> ElementMask:
@@ -29,7 +29,8 @@ def magnitude_mask(
 
     Args:
         weights: parameter name -> tensor; only what may be pruned (see `imp.prunable_weights`).
-        keep_fraction: share of all weights, dropped ones included, that remain, in (0, 1].
+        keep_fraction: share of all weights, dropped ones included, that remain, in (0, 1]; with scope `layer`
+            also one for each parameter.
         scope: `global` ranks the weights of all parameters together, `layer` each parameter's own.
         previous: the mask of the round before, over the same parameters.
 
@@ -37,15 +38,23 @@ def magnitude_mask(
         ShrinkError: the fraction or scope is out of range, a weight is not finite, or `previous` does not
             fit.
     """
-    if not 0 < keep_fraction <= 1:
-        raise ShrinkError(f"keep_fraction is {keep_fraction}", hint="it must be above 0 and at most 1")
     if scope not in _SCOPES:
         raise ShrinkError(f"the magnitude scope is {scope!r}", hint=f"it may be {' or '.join(_SCOPES)}")
     if not weights:
         raise ShrinkError("there are no weights to prune")
+    fractions = {
+        name: keep_fraction[name] if isinstance(keep_fraction, Mapping) else keep_fraction for name in weights
+    }
+    for name, fraction in fractions.items():
+        if not 0 < fraction <= 1:
+            raise ShrinkError(
+                f"keep_fraction is {fraction} for {name!r}", hint="it must be above 0 and at most 1"
+            )
     ranked = {name: _ranked(name, weight, previous) for name, weight in weights.items()}
     if scope == "layer":
-        kept = {name: _largest(rank, keep_fraction) for name, rank in ranked.items()}
+        kept = {name: _largest(rank, fractions[name]) for name, rank in ranked.items()}
+    elif isinstance(keep_fraction, Mapping):
+        raise ShrinkError("one keep_fraction per parameter needs the magnitude scope 'layer', not 'global'")
     else:
         parts = torch.split(
             _largest(torch.cat(list(ranked.values())), keep_fraction),
