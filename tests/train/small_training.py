@@ -93,3 +93,18 @@ def interrupted(folder: Path, made: TrainSettings, at_epoch: int, **options: Any
 
     with pytest.raises(KilledError):
         trained(made=made, checkpoint_folder=folder, checkpoint_interval_s=0, on_event=stop, **options)
+
+
+def still(seed: int = 0) -> nn.Module:
+    """Without dropout; without momentum too, an epoch depends on its first weights and its number alone."""
+    model = net(seed)
+    model.drop = nn.Identity()
+    return model
+
+
+def timeless(result: TrainResult) -> list[dict[str, float]]:
+    """The history without its clocks."""
+    return [
+        {name: value for name, value in record.items() if name not in ("seconds", "images_per_s")}
+        for record in result.history
+    ]

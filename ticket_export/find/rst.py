@@ -35,8 +35,8 @@ def rst_mask(
 ) -> Mask:
     """Return a mask that drops the same share of every group of the scope; every group is in the mask.
 
-    `floor(drop_fraction * width)` channels go, fewer where `round_to` rounds the kept width up. Pinned groups,
-    and groups that no layer writes, stay whole.
+    `floor(drop_fraction * width)` channels go, fewer where `round_to` rounds the kept width up. Pinned
+    groups, and groups that no layer writes, stay whole.
 
     Args:
         groups: the network's channel groups.
