@@ -99,7 +99,7 @@ HASHED: Final[Mapping[tuple[StageWord, SubjectKind], tuple[str, ...]]] = {
     ("shrink", "uniform"): _SHRUNK,
     ("shrink", "depgraph"): _SHRUNK,
 }
-NOT_HASHED: Final = frozenset({"data.path", "model.weights"})
+NOT_HASHED: Final = frozenset({"data.path", "data.workers", "model.weights"})
 LATENCY_HASHED: Final = ("measure.scope", "measure.threads", "measure.rounds", "measure.samples")
 
 _SUBJECT = re.compile(r"(?P<kind>[a-z_]+)(?:@(?P<level>[1-9][0-9]*))?")

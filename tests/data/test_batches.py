@@ -9,7 +9,6 @@ from ticket_export.data.batches import Batches
 from ticket_export.errors import DataError
 
 PLAIN = Augment(mean=(0.0,), std=(1.0,))
-NO_DRAWS = Draws(crop_row=None, crop_column=None, flip=None, cut_row=None, cut_column=None)
 
 
 def numbered(num: int) -> Batches:

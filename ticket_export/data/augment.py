@@ -1,8 +1,9 @@
-"""Images as the network takes them: cropped, flipped, cut out and normalised in batches on the device."""
+"""Images as the network takes them: rotated, cropped, flipped, cut out and normalised on the device."""
 
 # N images, C channels, H W pixels
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ class Augment:
         flip: mirror left and right with probability 1/2.
         cutout: side of the square set to the mean (zero after normalising); 0 = off. Its centre may lie
             anywhere, so that it may reach over the border (DeVries & Taylor, arXiv 1708.04552).
+        rotation: degrees; images are turned by a random angle of at most this, zeros following; 0 = off.
+        random_resized_crop: the smallest share of its area that is taken of an image and scaled to the whole
+            size, in (0, 1]; 0 = off. Streamed images alone have it.
     """
 
     mean: tuple[float, ...]
@@ -30,13 +34,16 @@ class Augment:
     pad_crop: int = 0
     flip: bool = False
     cutout: int = 0
+    rotation: float = 0.0
+    random_resized_crop: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draws:
     """The random numbers of one epoch, one entry per image; None where an augmentation is off.
 
-    `crop_row`, `crop_column` int64 [N] in 0..2*pad_crop; `flip` bool [N]; `cut_row`, `cut_column` int64 [N].
+    `crop_row`, `crop_column` int64 [N] in 0..2*pad_crop; `flip` bool [N]; `cut_row`, `cut_column` int64 [N];
+    `angle` float32 [N], radians.
     """
 
     crop_row: Tensor | None
@@ -44,6 +51,7 @@ class Draws:
     flip: Tensor | None
     cut_row: Tensor | None
     cut_column: Tensor | None
+    angle: Tensor | None
 
 
 def normalise(x_NCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -96,7 +104,12 @@ def draw(
         flip=None if flips is None else flips.bool(),
         cut_row=below(height, cut),
         cut_column=below(width, cut),
+        angle=_angles(augment.rotation, num_images, generator).to(device) if augment.rotation else None,
     )
+
+
+def _angles(degrees: float, num_images: int, generator: torch.Generator) -> Tensor:
+    return math.radians(degrees) * (2 * torch.rand(num_images, generator=generator) - 1)
 
 
 def augmented(x_NCHW: Tensor, augment: Augment, draws: Draws, part: slice) -> Tensor:
@@ -108,6 +121,8 @@ def augmented(x_NCHW: Tensor, augment: Augment, draws: Draws, part: slice) -> Te
         draws: the epoch's random numbers.
         part: the batch's place in the epoch, the entries of `draws` that belong to it.
     """
+    if draws.angle is not None:
+        x_NCHW = _rotated(x_NCHW, draws.angle[part])
     if draws.crop_row is not None and draws.crop_column is not None:
         x_NCHW = _crop(x_NCHW, augment.pad_crop, draws.crop_row[part], draws.crop_column[part])
     if draws.flip is not None:
@@ -116,6 +131,22 @@ def augmented(x_NCHW: Tensor, augment: Augment, draws: Draws, part: slice) -> Te
     if draws.cut_row is not None and draws.cut_column is not None:
         y_NCHW = _cut_out(y_NCHW, augment.cutout, draws.cut_row[part], draws.cut_column[part])
     return y_NCHW
+
+
+def _rotated(x_NCHW: Tensor, angle_N: Tensor) -> Tensor:
+    """Turn each image around its middle; every pixel is the nearest one, as torchvision's default has it."""
+    height, width = x_NCHW.shape[2:]
+    cos_N, sin_N, zero_N = angle_N.cos(), angle_N.sin(), torch.zeros_like(angle_N)
+    # Coordinates run from -1 to 1 along both axes, whatever the lengths
+    rows = (
+        torch.stack((cos_N, sin_N * (height / width), zero_N), dim=1),
+        torch.stack((-sin_N * (width / height), cos_N, zero_N), dim=1),
+    )
+    grid = torch.nn.functional.affine_grid(torch.stack(rows, dim=1), list(x_NCHW.shape), align_corners=False)
+    turned = torch.nn.functional.grid_sample(
+        x_NCHW.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False
+    )
+    return turned.to(torch.uint8)
 
 
 def _crop(x_NCHW: Tensor, pad: int, row_N: Tensor, column_N: Tensor) -> Tensor:

@@ -1,47 +1,35 @@
-"""Image files read and checked as arrays, without torch: `plan` looks at them too.
-
-A file that passes here can be trained on: what is wrong with it is told before anything is trained.
-"""
+"""Arrays in an `.npz` file, and class folders of image files, read without torch."""
 
 # N images, C channels, H W pixels
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
-from ticket_export.errors import DataError, MissingDependency
+from ticket_export.data.rows import FileRows
+from ticket_export.errors import DataError
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 _KEYS = ("train_x", "train_y", "test_x", "test_y")
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _NUMPY_STARTS = (b"PK", b"\x93NUMPY")  # of .npz and .npy files
 _SAVEZ = f"write it with numpy.savez(path, {', '.join(f'{key}=...' for key in _KEYS)})"
 
 
-def arrays_from_files(source: str, path: Path) -> Arrays:
-    """Return train_x, train_y, test_x and test_y: uint8 [N, C, H, W] and integer labels from 0, checked.
-
-    Args:
-        source: `arrays` (an `.npz` with these keys) or `folder` (train/CLASS/*.png and test/CLASS/*.png).
-        path: the file or the folder.
+def arrays_from_npz(path: Path) -> Arrays:
+    """Return the arrays train_x, train_y, test_x and test_y of a file, not checked further.
 
     Raises:
-        DataError: images or labels are missing, damaged, mixed in size or labelled out of range.
-        MissingDependency: `folder` needs Pillow and it is not installed.
+        DataError: the file is missing, damaged, of another kind or lacks one of them.
     """
-    arrays = _arrays(path) if source == "arrays" else _folder(path)
-    _check(arrays, str(path))
-    return arrays
-
-
-def _arrays(path: Path) -> Arrays:
     if not path.is_file():
         state = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise DataError(f"data file {path} {state}", hint="check data.path and data.source")
@@ -76,118 +64,66 @@ def _arrays_in(file: IO[bytes], path: Path) -> Arrays:
     return {key: held[key] for key in _KEYS}
 
 
-def _folder(path: Path) -> Arrays:
-    for part in ("train", "test"):
-        if not (path / part).is_dir():
+def rows_from_folder(path: Path, splits: tuple[str, str]) -> tuple[FileRows, FileRows]:
+    """Return the image files of `path/SPLIT/CLASS/`, at any depth, for training and for testing.
+
+    Args:
+        path: the folder.
+        splits: names of the two folders below it. The classes are the folders in the first, in the order of
+            their names.
+
+    Raises:
+        DataError: a folder is missing or holds no images, or a class is not among those of the first.
+    """
+    for split in splits:
+        if not (path / split).is_dir():
             raise DataError(
-                f"data folder {path} has no folder {part}", hint="put images at train/CLASS/ and test/CLASS/"
+                f"data folder {path} has no folder {split}",
+                hint=f"put images at {splits[0]}/CLASS/ and {splits[1]}/CLASS/, "
+                "or name the folders in data.train_split and data.test_split",
             )
-    classes = sorted(entry.name for entry in _entries(path / "train") if entry.is_dir())
-    unknown = [e.name for e in _entries(path / "test") if e.is_dir() and e.name not in classes]
+    train, test = (path / split for split in splits)
+    classes = _folders(train)
+    unknown = [name for name in _folders(test) if name not in classes]
     if unknown:
-        raise DataError(f"{path / 'test'}: class {unknown[0]!r} has no folder under {path / 'train'}")
-    files = {
-        part: [
-            (file, label)
-            for label, name in enumerate(classes)
-            for file in _entries(path / part / name)
-            if file.suffix.lower() in _SUFFIXES
-        ]
-        for part in ("train", "test")
-    }
-    for part, found in files.items():
-        if not found:
+        raise DataError(f"{test}: class {unknown[0]!r} has no folder under {train}")
+    found = tuple(_rows(path, split, classes) for split in splits)
+    for split, rows in zip(splits, found, strict=True):
+        if not len(rows.labels):
             raise DataError(
-                f"{path / part} holds no images", hint=f"known kinds: {', '.join(sorted(_SUFFIXES))}"
+                f"{path / split} holds no images", hint=f"known kinds: {', '.join(sorted(_SUFFIXES))}"
             )
+    for label in sorted(set(range(len(classes))) - set(found[0].labels.tolist())):
+        raise DataError(
+            f"{train / classes[label]} holds no images",
+            hint="put training images of the class there, or remove the folder",
+        )
+    return found[0], found[1]
+
+
+def is_image_file(name: str) -> bool:
+    """Return whether a file's name ends like an image's."""
+    return name.lower().endswith(_SUFFIXES)
+
+
+def _rows(path: Path, split: str, classes: list[str]) -> FileRows:
+    names, labels = [], []
     for label, name in enumerate(classes):
-        if all(label != held for _, held in files["train"]):
-            raise DataError(
-                f"{path / 'train' / name} holds no images",
-                hint="put training images of the class there, or remove the folder",
-            )
-    pixels_NCHW = _read_images([file for part in ("train", "test") for file, _ in files[part]])
-    num_train = len(files["train"])
-    return {
-        "train_x": pixels_NCHW[:num_train],
-        "train_y": np.array([label for _, label in files["train"]]),
-        "test_x": pixels_NCHW[num_train:],
-        "test_y": np.array([label for _, label in files["test"]]),
-    }
+        for file in _image_files(path / split / name):
+            names.append(os.fsencode(os.path.relpath(file, path)))
+            labels.append(label)
+    return FileRows(
+        folder=path, names=np.array(names, dtype=np.bytes_), labels=np.array(labels, dtype=np.int64)
+    )
 
 
-def _entries(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+def _folders(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _read_images(files: list[Path]) -> npt.NDArray[np.uint8]:
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise MissingDependency(
-            "data.source folder needs Pillow", hint="pip install 'ticket-export[vision]'"
-        ) from error
-    images: list[npt.NDArray[np.uint8]] = []
-    all_grey = True
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                all_grey = all_grey and image.mode in ("L", "1")
-                images.append(np.asarray(image.convert("RGB"), dtype=np.uint8))
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"image {file} cannot be read: {error}", hint="remove or replace it") from error
-        if images[-1].shape != images[0].shape:
-            sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (images[0], images[-1])]
-            raise DataError(
-                f"images of mixed size: {files[0]} is {sizes[0]}, {file} is {sizes[1]}",
-                hint="bring all images to one size first",
-            )
-    x_NCHW = np.stack(images).transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(x_NCHW[:, :1] if all_grey else x_NCHW)
-
-
-def _check(arrays: Arrays, origin: str) -> None:
-    for part in ("train", "test"):
-        x, y = arrays[f"{part}_x"], arrays[f"{part}_y"]
-        if x.dtype != np.uint8 or x.ndim != 4:
-            raise DataError(
-                f"{origin}: {part}_x is {x.dtype} of shape {x.shape}", hint="it must be uint8 (N, C, H, W)"
-            )
-        if not np.issubdtype(y.dtype, np.integer) or y.ndim != 1:
-            raise DataError(
-                f"{origin}: {part}_y is {y.dtype} of shape {y.shape}", hint="it must be integers (N,)"
-            )
-        if len(x) != len(y):
-            raise DataError(f"{origin}: {len(x)} images in {part}_x, {len(y)} labels in {part}_y")
-        if 0 in x.shape:
-            raise DataError(f"{origin}: {part}_x is empty, its shape is {x.shape}")
-    train_shape, test_shape = arrays["train_x"].shape[1:], arrays["test_x"].shape[1:]
-    if train_shape != test_shape:
-        raise DataError(f"{origin}: training images are {train_shape}, test images {test_shape}")
-    _check_labels(arrays["train_y"], arrays["test_y"], origin)
-
-
-def _check_labels(train_y_N: npt.NDArray[np.generic], test_y_N: npt.NDArray[np.generic], origin: str) -> None:
-    present = np.unique(train_y_N)
-    lowest = min(int(present[0]), int(np.min(test_y_N)))
-    if lowest < 0:
-        raise DataError(f"{origin}: label {lowest} is negative", hint="labels count from 0")
-    # A gap is a label out of range seen from the other side: one 255 among 0..9 leaves 10..254 empty
-    if int(present[-1]) != len(present) - 1:
-        gap = next(label for label, held in enumerate(present.tolist()) if label != held)
-        raise DataError(
-            f"{origin}: labels reach {present[-1]}, but no training image is labelled {gap}",
-            hint="labels count from 0 without gaps",
-        )
-    if len(present) == 1:
-        raise DataError(
-            f"{origin}: every training image is labelled 0", hint="at least two classes are needed"
-        )
-    highest = int(np.max(test_y_N))
-    if highest >= len(present):
-        raise DataError(
-            f"{origin}: test label {highest} is out of range",
-            hint=f"the training images hold {len(present)} classes, 0 to {len(present) - 1}",
-        )
+def _image_files(folder: Path) -> Iterator[str]:
+    for here, below, names in os.walk(folder, followlinks=True):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and is_image_file(name):
+                yield f"{here}/{name}"

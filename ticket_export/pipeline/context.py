@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ticket_export.errors import DataError, MissingDependency
+from ticket_export.pipeline.images import images_of
 from ticket_export.pipeline.nodes import Node
 from ticket_export.recipe.schema import Recipe
 from ticket_export.seeds import seed_from_path
@@ -72,12 +73,8 @@ class Context:
         Raises:
             DataError: they are missing, damaged, or do not have the recipe's channels.
         """
-        from ticket_export.data.sources import load_images
-
         data = self.recipe.data
-        images = load_images(
-            data.source, data.path, holdout_fraction=data.holdout_fraction, seed=self.recipe.seed
-        )
+        images = images_of(data, seed=self.recipe.seed, num_workers=self.threads)
         require_channels(data.mean, images.image_shape)
         return images
 
@@ -94,11 +91,12 @@ class Context:
     @cached_property
     def example_inputs(self) -> Tensor:
         """The first validation images as networks take them: float32 [N, C, H, W] on the CPU."""
+        import torch
+
         from ticket_export.data.augment import normalise
 
-        repeats = -(-_NUM_EXAMPLES // len(self.images.val_x))
-        x_NCHW = self.images.val_x.repeat(repeats, 1, 1, 1)[:_NUM_EXAMPLES]
-        return normalise(x_NCHW, self.mean, self.std)
+        val_x = self.images.val_x
+        return normalise(val_x[torch.arange(_NUM_EXAMPLES) % len(val_x)], self.mean, self.std)
 
     @cached_property
     def groups(self) -> list[ChannelGroup]:

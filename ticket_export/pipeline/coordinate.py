@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, get_args
 
 from ticket_export.errors import RecipeError
 from ticket_export.pipeline.graph import nodes_of
+from ticket_export.pipeline.images import check_images
 from ticket_export.pipeline.nodes import Node, hash_inputs, nodes_until
 from ticket_export.pipeline.runs import RunFolder
 from ticket_export.pipeline.work import Emit, Event, event_of, is_complete, work
@@ -101,10 +102,10 @@ def _require_inputs(recipe: Recipe, store: Store) -> None:
                 from ticket_export.find.depgraph import require_depgraph
 
                 require_depgraph(network, context.example_inputs, context.groups)
-    elif data.path is not None:
-        from ticket_export.data.files import arrays_from_files
-
-        require_channels(data.mean, arrays_from_files(data.source, Path(data.path))["train_x"].shape[1:])
+    else:
+        shape = check_images(data)
+        if shape is not None:
+            require_channels(data.mean, shape)
 
 
 def run(

@@ -95,7 +95,13 @@ def train_step(context: Context, node: Node, folder: Path, scratch: Path, progre
 def _augment(context: Context) -> Augment:
     data = context.recipe.data
     return Augment(
-        mean=context.mean, std=context.std, pad_crop=data.pad_crop, flip=data.flip, cutout=data.cutout
+        mean=context.mean,
+        std=context.std,
+        pad_crop=data.pad_crop,
+        flip=data.flip,
+        cutout=data.cutout,
+        rotation=data.rotation,
+        random_resized_crop=data.random_resized_crop,
     )
 
 

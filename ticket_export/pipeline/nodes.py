@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ticket_export.errors import DataError, RecipeError
+from ticket_export.errors import RecipeError
+from ticket_export.pipeline.images import data_hash
 from ticket_export.recipe.schema import Recipe
 from ticket_export.stages import StageWord
-from ticket_export.store.key import sha256_of_file, sha256_of_tree
+from ticket_export.store.key import sha256_of_file
 
 # What a step costs beside the others, to start the longest chain first; seconds of ResNet-20 on the digits.
 _COST: Mapping[StageWord, float] = {"train": 10.0, "find": 1.0, "shrink": 3.0, "export": 3.0, "measure": 0.5}
@@ -81,21 +82,10 @@ def hash_inputs(recipe: Recipe) -> InputHashes:
         RecipeError: the weights or the builder's file are missing.
     """
     return InputHashes(
-        data=_data_hash(recipe.data.path),
+        data=data_hash(recipe.data),
         weights=_file_hash("model.weights", recipe.model.weights),
         builder=_file_hash("model.builder", _builder_file(recipe.model.builder)),
     )
-
-
-def _data_hash(path: str | None) -> str | None:
-    if path is None:
-        return None
-    if not Path(path).exists():
-        raise DataError(f"data.path: {path} does not exist", hint="set it with --set data.path=...")
-    try:
-        return sha256_of_tree(Path(path)) if Path(path).is_dir() else sha256_of_file(Path(path))
-    except OSError as error:
-        raise DataError(f"data.path: {path} cannot be read: {error.strerror}") from error
 
 
 def _file_hash(place: str, path: str | None) -> str | None:

@@ -12,11 +12,10 @@ from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
 from ticket_export.models.facts import ZOO_FACTS
+from ticket_export.recipe.data_section import DataSection
 from ticket_export.recipe.find_sections import FindSection
-from ticket_export.recipe.section import Count, Fraction, Problems, Section, empty_or_repeats
+from ticket_export.recipe.section import Count, Problems, Section, empty_or_repeats
 from ticket_export.runtime.registry import MODULE_PRECISIONS, MODULE_RUNTIMES
-
-Channels: TypeAlias = tuple[float, ...]
 
 ZOO_PREFIX = "zoo:"
 _BUILDER = re.compile(r"[^:\s]+:[A-Za-z_][\w.\-/]*")
@@ -29,40 +28,6 @@ def _rounding(value: object) -> object:
 
 
 Rounding: TypeAlias = Annotated[int | Literal["auto"] | None, PlainValidator(_rounding)]
-
-
-class DataSection(Section):
-    """Which images, how they are split, and how training images are varied.
-
-    Attributes:
-        source: `digits` (embedded), `arrays` (an .npz) or `folder` (class folders of images).
-        path: the .npz with train_x, train_y, test_x, test_y, or the folder holding train/ and test/.
-        mean: per channel, subtracted after the pixels are scaled to 0..1; empty means no normalisation.
-        std: per channel, divided by after `mean` is subtracted; as many values as `mean`.
-        holdout_fraction: share of the training images that validates; the test set picks nothing.
-        pad_crop: pixels of zero padding before a random crop to the original size; 0 is off.
-        flip: mirror half of the training images left to right.
-        cutout: side of a square set to the mean at a random place, in pixels; 0 is off.
-    """
-
-    source: Literal["digits", "arrays", "folder"]
-    path: str | None = None
-    mean: Channels = ()
-    std: Channels = ()
-    holdout_fraction: Fraction
-    pad_crop: Annotated[int, Field(ge=0)] = 0
-    flip: bool = False
-    cutout: Annotated[int, Field(ge=0)] = 0
-
-    def _problems(self) -> Problems:
-        if self.source == "digits" and self.path is not None:
-            yield "path", f"the digits are embedded and read no file, got {self.path!r}"
-        if self.source != "digits" and not self.path:
-            yield "path", f"is required with source {self.source} (--set data.path=...)"
-        if len(self.mean) != len(self.std):
-            yield "std", f"holds {len(self.std)} values, but mean holds {len(self.mean)}"
-        if any(value <= 0 for value in self.std):
-            yield "std", f"should be above 0 in every channel, got {list(self.std)}"
 
 
 class ModelSection(Section):

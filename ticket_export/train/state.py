@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ticket_export.data.augment import Augment, normalise
-from ticket_export.data.batches import Batches, SeedPath
+from ticket_export.data.batches import Batches, SeedPath, kept_normalised
 from ticket_export.data.sources import Images
+from ticket_export.data.streamed import StreamedImages
 from ticket_export.errors import TrainError
 from ticket_export.models.weights import load_weights
 from ticket_export.train.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
@@ -69,7 +70,7 @@ class Run:
         net: what is called: `model`, wrapped where several processes train it, compiled where that is asked.
         parameters: the network's, by every name they have.
         teacher: a copy of the teacher beside the model, or None.
-        val_x: validation images [N, C, H, W]: floating and normalised, or uint8.
+        val_x: validation images [N, C, H, W]: normalised where they are in memory.
         dtype: the floating type of the weights.
         held: parameters and, for each, 1 where it may be other than zero.
         identity: facts by name that a checkpoint must share, as JSON.
@@ -87,7 +88,7 @@ class Run:
     accelerator: Any  # accelerate carries no types
     device: torch.device
     batches: Batches
-    val_x: Tensor
+    val_x: Tensor | StreamedImages
     val_y: Tensor
     dtype: torch.dtype
     held: tuple[list[Tensor], list[Tensor]]
@@ -137,8 +138,8 @@ def start(
     model.to(device, memory_format=layout)  # type: ignore[call-overload]  # the stub splits what torch joins
     model.train()
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    val_x = normalise(images.val_x.to(device), augment.mean, augment.std).to(dtype)
-    _check_fits(model, val_x[:2], images.num_classes)
+    some_x = normalise(images.val_x[:2], augment.mean, augment.std).to(device=device, dtype=dtype)
+    _check_fits(model, some_x, images.num_classes)
     batches = Batches(
         x=images.train_x.to(device),
         y=images.train_y.to(device),
@@ -154,13 +155,13 @@ def start(
         model=model,
         net=compiled(net, device) if settings.compile else net,
         parameters=dict(model.named_parameters(remove_duplicate=False)),
-        teacher=_teacher(model, plan, val_x[:2]),
+        teacher=_teacher(model, plan, some_x),
         optimizer=optimizer_from_settings(model, settings),
         scaler=torch.amp.GradScaler(device.type) if settings.precision == "fp16" else None,
         accelerator=accelerator,
         device=device,
         batches=batches,
-        val_x=val_x,
+        val_x=kept_normalised(images.val_x.to(device), augment.mean, augment.std, dtype),
         val_y=images.val_y.to(device),
         dtype=dtype,
         held=_held(model, plan.additions.hold_zero),
