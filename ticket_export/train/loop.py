@@ -62,6 +62,7 @@ class TrainResult:
         num_epochs: epochs done since the start of the dense training.
         stopped_epoch: `num_epochs` where the observer ended the training, or None.
         seconds: of all epochs, those before a resume included.
+        num_processes: that shared the batches.
     """
 
     weights: dict[str, Tensor]
@@ -75,6 +76,7 @@ class TrainResult:
     num_epochs: int
     stopped_epoch: int | None
     seconds: float
+    num_processes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +192,7 @@ def _epoch(run: Run, epoch: int, on_event: Callable[[Event], None] | None) -> Ep
     totals = torch.zeros(2, dtype=torch.float64, device=run.device)  # loss, correct; added up without waiting
     for step, (x_NCHW, y_N) in enumerate(islice(run.batches.epoch(epoch), first, None), first):
         if run.plan.points.is_snapshot(epoch, step):
+            run.share_buffers()
             run.snapshot = state_copy(run.model)
         train_batch(run, x_NCHW, y_N, epoch * num_batches + step, totals)
         iteration, num_done = epoch * num_batches + step + 1, step + 1 - first
@@ -258,4 +261,5 @@ def _result(run: Run) -> TrainResult:
         num_epochs=run.next_epoch,
         stopped_epoch=run.next_epoch if run.is_stopped else None,
         seconds=sum(record["seconds"] for record in run.history),
+        num_processes=run.batches.shard[1],
     )

@@ -109,6 +109,12 @@ class Run:
         if self.held[0]:
             torch._foreach_mul_(self.held[0], self.held[1])
 
+    def share_buffers(self) -> None:
+        """Give all processes the first one's buffers: each took its norms' statistics from its own images."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
     def autocast(self) -> torch.autocast:
         """Return the context in which networks are called."""
         precision = self.settings.precision

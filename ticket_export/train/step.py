@@ -74,6 +74,7 @@ def validate(run: Run, iteration: int) -> None:
         run: the training; its modes and gradients stay as they are.
         iteration: steps done since the start of the dense training.
     """
+    run.share_buffers()
     totals = torch.zeros(2, dtype=torch.float64, device=run.device)
     with evaluating(run.model), run.autocast():
         for x_NCHW, y_N in _validation(run):
