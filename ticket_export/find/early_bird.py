@@ -144,7 +144,7 @@ class EarlyBird:
             epoch: the one it was taken after.
             keep_C: bool, over all ranked channels.
         """
-        distances = tuple(float((keep_C != older_C).float().mean()) for older_C in self._older())
+        distances = tuple(int((keep_C != older_C).sum()) / len(keep_C) for older_C in self._older())
         self._masks.append(keep_C)
         self._distances[epoch] = distances
         is_found = len(distances) == self.window - 1 and max(distances) <= self.max_distance
