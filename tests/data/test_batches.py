@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from ticket_export.data.augment import Augment, Draws, augmented, normalise
+from ticket_export.data.augment import Augment, Draws, augmented, draw, normalise
 from ticket_export.data.batches import Batches
 from ticket_export.errors import DataError
 
@@ -138,6 +141,51 @@ def test_a_cutout_blanks_one_square_that_may_reach_over_the_border() -> None:
     blank_NHW = (y_NCHW == 0).all(1)
     assert blank_NHW[0].nonzero().tolist() == [[0, 1], [0, 2], [1, 1], [1, 2]]
     assert blank_NHW[1].nonzero().tolist() == [[0, 3], [0, 4]]
+
+
+def turned(x_NCHW: Tensor, *degrees: float) -> Tensor:
+    angle = torch.tensor([math.radians(each) for each in degrees])
+    return augmented(x_NCHW, TWO, only(angle=angle), slice(0, len(degrees))).round()
+
+
+def test_an_image_turns_around_its_middle_and_zeros_follow() -> None:
+    x_NCHW = torch.arange(1, 51, dtype=torch.uint8).view(1, 2, 5, 5).repeat(2, 1, 1, 1)
+    quarter, none = turned(x_NCHW, 90.0, 0.0)
+    assert torch.equal(none, x_NCHW[1].float())
+    assert torch.equal(quarter, x_NCHW[0].rot90(1, (1, 2)).float()) or torch.equal(
+        quarter, x_NCHW[0].rot90(-1, (1, 2)).float()
+    )
+    corners = turned(x_NCHW[:1], 45.0)[0, :, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert not corners.any()
+
+
+def test_proportions_stay_when_an_image_that_is_not_square_turns() -> None:
+    x_NCHW = images()  # 3 rows, 5 columns
+    assert torch.equal(turned(x_NCHW, 180.0, 180.0), x_NCHW.flip((2, 3)).float())
+    (quarter, _) = turned(x_NCHW, 90.0, 0.0)
+    assert not quarter[:, :, [0, -1]].any()  # what was above and below is now beside, and is narrower
+    assert torch.equal(quarter[:, 1, 1:4].sort().values, x_NCHW[0, :, :, 2].float().sort().values)
+
+
+def test_angles_reach_both_limits_and_no_further() -> None:
+    turns = Augment(mean=(0.0,), std=(1.0,), rotation=20.0)
+    draws = draw(turns, 2000, 4, 5, generator=torch.Generator().manual_seed(0), device=torch.device("cpu"))
+    assert draws.angle is not None
+    degrees = draws.angle.rad2deg()
+    assert 19.9 < float(degrees.max()) <= 20.0
+    assert -20.0 <= float(degrees.min()) < -19.9
+    assert abs(float(degrees.mean())) < 1.1  # four standard deviations of the mean
+
+
+def test_rotation_shifts_no_other_augmentation() -> None:
+    plain = Augment(mean=(0.0,), std=(1.0,), pad_crop=1, flip=True, cutout=2)
+    turns = replace(plain, rotation=20.0)
+    kept = [
+        draw(each, 50, 4, 5, generator=torch.Generator().manual_seed(0), device=torch.device("cpu"))
+        for each in (plain, turns)
+    ]
+    for name in ("crop_row", "crop_column", "flip", "cut_row", "cut_column"):
+        assert torch.equal(getattr(kept[0], name), getattr(kept[1], name))
 
 
 def test_each_batch_takes_its_own_part_of_the_draws() -> None:

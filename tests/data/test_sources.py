@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ticket_export.data.reading import Reading
+from ticket_export.data.rows import View
 from ticket_export.data.sources import Images, load_images
 from ticket_export.errors import DataError
 
@@ -235,6 +237,46 @@ def test_folders_without_their_parts_or_classes_are_refused(tmp_path: Path) -> N
 def test_checking_files_loads_no_torch() -> None:
     code = "import ticket_export.data.files, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_limit_keeps_the_first_of_the_training_images_and_all_that_validate(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, **arrays())  # type: ignore[arg-type]
+    whole, some = (
+        load_images("arrays", path, holdout_fraction=0.25, seed=0, train_limit=limit) for limit in (0, 6)
+    )
+    assert torch.equal(some.train_x, whole.train_x[:6])
+    assert torch.equal(some.train_y, whole.train_y[:6])
+    assert torch.equal(some.val_x[:], whole.val_x[:])
+    assert some.num_classes == whole.num_classes
+    with pytest.raises(DataError, match="16 images should train, but 15 of 20 do not validate") as told:
+        load_images("arrays", path, holdout_fraction=0.25, seed=0, train_limit=16)
+    assert "data.train_limit" in str(told.value)
+
+
+def test_folders_may_have_other_names_and_folders_below_them(tmp_path: Path) -> None:
+    root = image_folder(tmp_path)
+    (root / "test").rename(root / "val")
+    with pytest.raises(DataError, match="has no folder test") as told:
+        load_folder(root)
+    assert "data.test_split" in str(told.value)
+    below = root / "train" / "cat" / "images"
+    below.mkdir()
+    (root / "train" / "cat" / "3.png").rename(below / "3.png")
+    reading = Reading(splits=("train", "val"))
+    images = load_images("folder", root, holdout_fraction=0.25, seed=0, reading=reading)
+    assert images.test_x[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 10, 11, 12, 13]
+    seen = torch.cat((images.train_x[:], images.val_x[:]))[:, 0, 0, 0]
+    assert sorted(seen.tolist()) == [0, 1, 2, 3, 10, 11, 12, 13]
+
+
+def test_grey_images_are_brought_to_one_size_in_one_channel(tmp_path: Path) -> None:
+    root = image_folder(tmp_path)
+    write_image(root / "train" / "dog" / "x.png", 200, size=(17, 9))
+    reading = Reading(view=View(resize=4))
+    images = load_images("folder", root, holdout_fraction=0.25, seed=0, reading=reading)
+    assert images.image_shape == (1, 4, 4)
+    assert 200 in torch.cat((images.train_x[:], images.val_x[:])).unique()
 
 
 @pytest.mark.data

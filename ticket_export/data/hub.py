@@ -180,8 +180,6 @@ def _require_splits(found: Sequence[str], wanted: tuple[str, str], origin: str) 
 def _rows(split: Any, table: Table, origin: str) -> TableRows:
     import datasets
 
-    if not len(split):
-        raise DataError(f"{origin} is empty", hint="set data.train_split and data.test_split")
     image, label = _columns(split.features, table, origin)
     labels = _labels(split, label, origin)
     split = split.select_columns([image])
@@ -258,6 +256,8 @@ def _is_integer(feature: Any) -> bool:
     return type(feature).__name__ == "Value" and "int" in str(feature.dtype)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    if type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:
+        return _first_line(error.__cause__)  # its own text only says that there was an error
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

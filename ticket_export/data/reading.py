@@ -178,6 +178,9 @@ def _check(arrays: Arrays, origin: str) -> None:
 
 def check_labels(train_y_N: npt.NDArray[np.generic], test_y_N: npt.NDArray[np.generic], origin: str) -> None:
     """Raise DataError unless the training labels are 0 to K - 1, at least two, and the others among them."""
+    for part, y_N in (("train", train_y_N), ("test", test_y_N)):
+        if not len(y_N):
+            raise DataError(f"{origin}: the images to {part} on are none", hint=f"set data.{part}_split")
     present = np.unique(train_y_N)
     lowest = min(int(present[0]), int(np.min(test_y_N)))
     if lowest < 0:
