@@ -182,6 +182,9 @@ def mask_from_shares(
         groups: the network's channel groups.
         round_to: kept widths are rounded up to a multiple of it, capped by what is there.
         within: only channels of this mask are kept.
+
+    Raises:
+        ShrinkError: a group has a share and no score.
     """
     keep_by_group = {}
     for group in groups:
@@ -189,6 +192,10 @@ def mask_from_shares(
         if within is not None and group.name in within.keep_by_group:
             there_C = within.keep_by_group[group.name]
         if group.name in share_by_group:
+            if group.name not in score_by_group:
+                raise ShrinkError(
+                    f"the channels of {group.name!r} have no score", hint="take find.score l1, which all have"
+                )
             num_kept = _rounded(_num_kept(share_by_group[group.name], group.width), round_to)
             score_C = score_by_group[group.name].double().masked_fill(~there_C, -torch.inf)
             there_C = _best(score_C, min(int(there_C.sum()), num_kept))

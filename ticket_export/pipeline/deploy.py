@@ -20,7 +20,10 @@ from ticket_export.measure.measurement import save_measurements
 from ticket_export.pipeline.context import Context
 from ticket_export.pipeline.networks import (
     BUNDLE_FOLDER,
+    block_facts,
+    blocks_of,
     dense_network,
+    in_blocks,
     is_small,
     mask_of,
     network_of,
@@ -66,7 +69,32 @@ def shrink_step(context: Context, node: Node, folder: Path, scratch: Path, progr
             save_measurements(folder / f"samples_batch_{batch}.npz", run)
     save_bundle(shrunk, folder / BUNDLE_FOLDER, origin=origin)
     told = {} if choice is None else {"choice": choice.to_json()}
-    return {"subject": node.subject, "replicate": node.replicate, **asdict(shrunk.report), **told}
+    return {
+        "subject": node.subject,
+        "replicate": node.replicate,
+        **asdict(shrunk.report),
+        **told,
+        **_kept_elements(context, node),
+        **_executed(context, node, shrunk),
+    }
+
+
+def _kept_elements(context: Context, node: Node) -> dict[str, Any]:  # Any: JSON values
+    """Return the share of the weights that an element mask keeps; its zeros stand in the small tensors."""
+    found = context.result(node.parents["mask"]).facts
+    holds_zeros = found["channel_density"] == 1.0 and "element_density" in found
+    return {"param_density": found["param_density"]} if holds_zeros else {}
+
+
+def _executed(context: Context, node: Node, shrunk: Shrunk) -> dict[str, Any]:  # Any: JSON values
+    """Return what the blocks of a regrouped network execute, proved equal to the shrunk network."""
+    if not in_blocks(context, node):
+        return {}
+    form = blocks_of(context, shrunk.model.eval())
+    no_block = context.result(node.parents["mask"]).facts["blocks"]["no_block"]
+    params = sum(parameter.numel() for parameter in form.model.parameters())
+    blocks = {"layers": block_facts(form), "no_block": no_block, "rel_error": form.rel_error}
+    return {"params": params, "macs": form.macs, "blocks": blocks}
 
 
 def _shrunk(context: Context, node: Node, network: nn.Module) -> tuple[Shrunk, WidthChoice | None]:
@@ -161,7 +189,8 @@ def _shape_facts(context: Context, source: Node) -> dict[str, Any]:
     """Return what of the dense network is kept, as the report shows it."""
     facts = context.result(source).facts
     if source.stage == "shrink":
-        return _kept(facts, facts["widths"])
+        kept = _kept(facts, facts["widths"])
+        return kept | {name: facts[name] for name in ("param_density",) if name in facts}
     widths = {group.name: {"before": group.width, "after": group.width} for group in context.groups}
     dense = {**facts, "params_dense": facts["params"], "macs_dense": facts["macs"]}
     kept = _kept(dense, widths)

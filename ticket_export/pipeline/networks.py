@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,6 +16,7 @@ from ticket_export.channels.graph import ChannelGroup
 from ticket_export.channels.mask import ElementMask, Mask, held_elements, zero_dropped
 from ticket_export.pipeline.context import Context
 from ticket_export.pipeline.nodes import Node
+from ticket_export.shrink.blocks import BlockForm, block_form
 from ticket_export.shrink.bundle import load_bundle
 from ticket_export.shrink.surgery import small_from_mask
 from ticket_export.stages import Subject, subject_from_text
@@ -74,12 +76,50 @@ def network_of(context: Context, node: Node) -> nn.Module:
         return trained_network(context, node)
     assert node.replicate is not None  # shrinks have one
     dense = dense_network(context, node.replicate)
-    return load_bundle(context.file(node, BUNDLE_FOLDER), dense)
+    shrunk = load_bundle(context.file(node, BUNDLE_FOLDER), dense)
+    return blocks_of(context, shrunk.eval()).model if in_blocks(context, node) else shrunk
 
 
 def is_small(context: Context, node: Node) -> bool:
     """Return whether a subject is trained in its small form."""
-    return context.recipe.find.form == "small" and subject_from_text(node.subject).kind != "unstructured"
+    whole = subject_from_text(node.subject).kind in ("unstructured", "search")
+    return context.recipe.find.form == "small" and not whole
+
+
+def dense_form(context: Context, node: Node) -> nn.Module:
+    """Return the network that a training published in the dense shape, zeros where channels were cut."""
+    network = trained_network(context, node)
+    if "mask" not in node.parents or not is_small(context, node):
+        return network
+    dense = dense_network(context, node.replicate or 0)
+    return scattered(network, dense, context.groups, mask_of(context, node.parents["mask"]))
+
+
+def in_blocks(context: Context, node: Node) -> bool:
+    """Return whether the shrink of a subject runs its convolutions block by block."""
+    kinds = ("ticket", "random", "reinit")
+    return context.recipe.find.method == "regroup" and subject_from_text(node.subject).kind in kinds
+
+
+def blocks_of(context: Context, network: nn.Module) -> BlockForm:
+    """Return the network in block form, with as many rows to a block as the recipe asks for."""
+    find = context.recipe.find
+    assert find.method == "regroup"  # no other has blocks
+    return block_form(network, context.example_inputs, min_rows=find.min_rows)
+
+
+def block_facts(form: BlockForm) -> dict[str, dict[str, Any]]:  # Any: JSON values
+    """Return how each convolution is executed."""
+    return {
+        name: {
+            "blocks": layer.num_blocks,
+            "form": layer.form,
+            "reason": layer.reason,
+            "dense_macs": layer.macs_dense,
+            "executed_macs": layer.macs,
+        }
+        for name, layer in form.layers.items()
+    }
 
 
 def small_elements(

@@ -136,7 +136,21 @@ class _Widths(_Found):
     form: Literal["small", "masked"] = "small"
 
 
-class ImpSection(_Rounds):
+class _WholeShape(_Rounds):
+    """Single weights or blocks of them are dropped; every layer keeps its shape until the shrink."""
+
+    @property
+    def scope(self) -> Literal["coupled"]:
+        """Return where the channel-wise controls drop channels: everywhere."""
+        return "coupled"
+
+    @property
+    def form(self) -> Literal["small"]:
+        """Return how subjects are trained: as small as their channel masks allow."""
+        return "small"
+
+
+class ImpSection(_WholeShape):
     """Iterative magnitude pruning: the lottery tickets of Frankle & Carbin (arXiv 1803.03635).
 
     One-shot pruning is one level with a large `drop_fraction`.
@@ -152,6 +166,11 @@ class ImpSection(_Rounds):
     def _problems(self) -> Problems:
         yield from super()._problems()
         yield from repeats("controls", self.controls)
+
+    @property
+    def round_to(self) -> int:
+        """Return 1: what is dead goes, and no width is chosen."""
+        return 1
 
 
 class _Refilled(_Rounds, _Widths):
@@ -194,7 +213,7 @@ class RefillPlusSection(_Refilled):
     extra_fraction: Fraction
 
 
-class RegroupSection(_Rounds):
+class RegroupSection(_WholeShape):
     """Iterative magnitude pruning, then Regroup: dense blocks of rows and columns.
 
     Source: Chen et al. (arXiv 2202.04736), algorithm 3.
@@ -206,6 +225,8 @@ class RegroupSection(_Rounds):
             paper), which no runtime executes faster.
         equal_blocks: every block of a layer has one shape, so that it runs as a grouped convolution.
         extra_fraction: share of the dropped columns that is kept beside, as in Refill+.
+        round_to: the columns of a block, and the widths of the controls `uniform` and `depgraph`, are multiples
+            of this.
         controls: what a ticket is compared with, beside the dense network.
     """
 
@@ -215,6 +236,7 @@ class RegroupSection(_Rounds):
     columns: Literal["channels", "taps"] = "channels"
     equal_blocks: bool = False
     extra_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    round_to: Count = 1
     controls: tuple[BlockControl, ...] = ()
 
     def _problems(self) -> Problems:

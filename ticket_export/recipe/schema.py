@@ -222,6 +222,8 @@ class Recipe(Section):
         yield from cross_problems(self.train, self.find)
         yield from network_problems(self.model, self.find)
         yield from runtime_problems(self.export, self.measure)
+        if self.find.method == "regroup" and self.shrink.round_to == "auto":
+            yield "shrink.round_to", "auto times widths, and regroup runs its layers in blocks"
 
 
 def network_problems(model: ModelSection, find: FindSection) -> Problems:
@@ -271,5 +273,12 @@ def cross_problems(train: TrainSection, find: FindSection) -> Problems:
     """Yield (place, text) for each value that is right by itself and wrong beside another section's."""
     if find.rewind_epoch >= train.epochs:
         yield "find.rewind_epoch", f"{find.rewind_epoch} is not below train.epochs ({train.epochs})"
+    if (
+        find.method != "early_bird"
+        and find.method != "rst"
+        and find.rewind == "none"
+        and train.schedule in ("cosine", "one_cycle")
+    ):
+        yield "find.rewind", f"none trains on at the last learning rate, which {train.schedule} brings to 0"
     if find.method == "early_bird" and find.window >= train.epochs:
         yield "find.window", f"{find.window} masks, one an epoch, do not fit train.epochs ({train.epochs})"
