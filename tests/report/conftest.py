@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -39,8 +40,75 @@ GROUPS = (
 )
 
 
-def _manifest(stage: str, facts: Manifest) -> Manifest:
-    return {"schema": 1, "stage": stage, "key": "0" * 12, "facts": facts, "machine": MACHINE}
+# what the chain of Refill makes each result from: role -> stage and subject
+FINDERS: dict[str, dict[str, str]] = {
+    "unstructured@1": {"trained": "train dense"},
+    "ticket@1": {"elements": "find unstructured@1", "trained": "train dense"},
+    "unstructured@2": {"trained": "train unstructured@1", "previous": "find unstructured@1"},
+    "ticket@2": {"elements": "find unstructured@2", "trained": "train unstructured@1"},
+    "uniform@2": {"like": "find ticket@2"},
+    "random@2": {"like": "find ticket@2"},
+}
+TRAININGS: dict[str, dict[str, str]] = {
+    "dense": {},
+    "ticket@1": {"mask": "find ticket@1", "start": "train dense"},
+    "unstructured@1": {"mask": "find unstructured@1", "start": "train dense"},
+    "ticket@2": {"mask": "find ticket@2", "start": "train dense"},
+    "unstructured@2": {"mask": "find unstructured@2", "start": "train dense"},
+    "uniform@2": {"mask": "find uniform@2"},
+    "random@2": {"mask": "find random@2", "start": "train dense"},
+    "reinit@2": {"mask": "find ticket@2"},
+}
+NUM_EPOCHS, REWIND_EPOCH = 12, 2
+
+
+def _key(stage: str, subject: str, replicate: int | None, more: str = "") -> str:
+    return sha256(f"{stage} {subject} {replicate} {more}".encode()).hexdigest()[:12]
+
+
+def _manifest(stage: str, facts: Manifest, parents: dict[str, str] | None = None, more: str = "") -> Manifest:
+    subject, replicate = facts.get("subject", "all"), facts.get("replicate")
+    named = {}
+    for role, parent in (parents or {}).items():
+        word, _, whose = parent.partition(" ")
+        named[role] = f"{word}/{_key(word, whose, replicate)}"
+    return {
+        "schema": 1,
+        "stage": stage,
+        "key": _key(stage, subject, replicate, more),
+        "parents": named,
+        "sections": {"find": {"rewind_epoch": REWIND_EPOCH}},
+        "facts": facts,
+        "machine": MACHINE,
+    }
+
+
+def _training(subject: str, replicate: int) -> Manifest:
+    accuracies, _, mac_density, _ = SUBJECTS.get(subject, SUBJECTS["unstructured@2"])
+    parents = TRAININGS[subject]
+    num_epochs = NUM_EPOCHS - (REWIND_EPOCH if "start" in parents else 0)
+    seconds = 1.5 * (0.3 + 0.7 * mac_density)
+    facts = {
+        "subject": subject,
+        "replicate": replicate,
+        "history": [{"seconds": seconds} for _ in range(num_epochs)],
+        "num_epochs": num_epochs,
+        "seconds": seconds * num_epochs,
+        "val_accuracy": accuracies[replicate] + 0.004,
+        "early_stop": None,
+        "threads": 1,
+        "processes": 1,
+        "device": "cpu",
+        "params": int(DENSE_PARAMS * mac_density),
+        "macs": int(DENSE_MACS * mac_density),
+    }
+    return _manifest("train", facts, parents)
+
+
+def _finder(subject: str, replicate: int) -> Manifest:
+    method = "magnitude" if subject.startswith("unstructured") else "refill"
+    facts = {"subject": subject, "replicate": replicate, "method": method, "element_density": 0.4}
+    return _manifest("find", facts, FINDERS[subject])
 
 
 def _widths(subject: str, replicate: int, kept: float) -> dict[str, dict[str, int]]:
@@ -57,43 +125,41 @@ def _widths(subject: str, replicate: int, kept: float) -> dict[str, dict[str, in
 
 def make_manifests(num_replicates: int = 3, batches: tuple[int, ...] = (1, 8, 64)) -> list[Manifest]:
     found = []
-    for subject, (accuracies, param_density, mac_density, _) in SUBJECTS.items():
-        for replicate, accuracy in enumerate(accuracies[:num_replicates]):
-            who = {"subject": subject, "replicate": replicate}
-            history = [{"seconds": 1.5 * (0.3 + 0.7 * mac_density)} for _ in range(12)]
-            found += [
-                _manifest(
-                    "train", who | {"history": history, "val_accuracy": accuracy + 0.004, "threads": 1}
-                ),
-                _manifest(
-                    "export",
-                    who
-                    | {
-                        "precision": "fp32",
-                        "file": "model.onnx",
-                        "file_bytes": int(4 * DENSE_PARAMS * param_density) + 20_000,
-                        "parity_rel_error": 3.1e-7,
-                        "params": int(DENSE_PARAMS * param_density),
-                        "macs": int(DENSE_MACS * mac_density),
-                        "channel_density": param_density**0.5,
-                        "param_density": param_density,
-                        "mac_density": mac_density,
-                        "widths": _widths(subject, replicate, param_density),
-                    },
-                ),
-                _manifest(
-                    "measure",
-                    who
-                    | {
-                        "kind": "accuracy",
-                        "runtime": "ort-cpu",
-                        "precision": "fp32",
-                        "accuracy": accuracy,
-                        "num_images": 360,
-                    },
-                ),
-            ]
+    for replicate in range(num_replicates):
+        found += [_training(subject, replicate) for subject in TRAININGS]
+        found += [_finder(subject, replicate) for subject in FINDERS]
+        for subject in SUBJECTS:
+            found += _deployed(subject, replicate)
     return found + [_latency(batch, num_replicates) for batch in batches]
+
+
+def _deployed(subject: str, replicate: int) -> list[Manifest]:
+    accuracies, param_density, mac_density, _ = SUBJECTS[subject]
+    who: Manifest = {"subject": subject, "replicate": replicate}
+    params, macs = int(DENSE_PARAMS * param_density), int(DENSE_MACS * mac_density)
+    costs = {"params": params, "macs": macs, "params_dense": DENSE_PARAMS, "macs_dense": DENSE_MACS}
+    exported = who | {
+        "precision": "fp32",
+        "file": "model.onnx",
+        "file_bytes": int(4 * DENSE_PARAMS * param_density) + 20_000,
+        "parity_rel_error": 3.1e-7,
+        "params": params,
+        "macs": macs,
+        "channel_density": param_density**0.5,
+        "param_density": param_density,
+        "mac_density": mac_density,
+        "widths": _widths(subject, replicate, param_density),
+    }
+    accuracy = {"kind": "accuracy", "runtime": "ort-cpu", "precision": "fp32", "num_images": 360}
+    evaluated = _manifest("measure", who | accuracy | {"accuracy": accuracies[replicate]})
+    if subject in ("dense", "unstructured@2"):
+        return [_manifest("export", exported, {"network": f"train {subject}"}), evaluated]
+    read = {"trained": f"train {subject}", "mask": TRAININGS[subject]["mask"]}
+    return [
+        _manifest("shrink", who | costs, read),
+        _manifest("export", exported, {"network": f"shrink {subject}"}),
+        evaluated,
+    ]
 
 
 def _latency(batch: int, num_replicates: int) -> Manifest:
@@ -126,7 +192,7 @@ def _latency(batch: int, num_replicates: int) -> Manifest:
         "scope": "compute",
         "threads": 1,
     }
-    return _manifest("measure", facts | {"rows": rows})
+    return _manifest("measure", facts | {"rows": rows}, more=str(batch))
 
 
 @pytest.fixture

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 
 from ticket_export.errors import MeasureError
-from ticket_export.report import words
+from ticket_export.report import sentences, words
+from ticket_export.report.intervals import VERDICTS, Spread, mean_interval
 from ticket_export.report.rows import Report, report_from_manifests
 from ticket_export.report.verdict import (
-    Spread,
     Verdict,
     epoch_cost,
-    mean_interval,
     settings,
     speed_word,
     subject_lines,
@@ -74,12 +73,22 @@ def test_a_control_is_beaten_when_the_whole_paired_interval_is_above_zero(report
     assert (random.low, random.high) == pytest.approx((0.013 - 1 / 360, 0.013 + 1 / 360), abs=1e-6)
 
 
-def test_an_interval_that_holds_zero_shows_no_difference(report_of: MakeReport) -> None:
+def test_an_interval_that_holds_zero_is_not_resolved_and_tells_how_far_apart_they_can_be(
+    report_of: MakeReport,
+) -> None:
     reinit = _by_other(report_of())["reinit@2"]
     assert reinit.low is not None
     assert reinit.high is not None
     assert reinit.low < 0 < reinit.difference < reinit.high
-    assert reinit.word == "no difference shown"
+    assert reinit.word == "not resolved"
+    assert reinit.apart == reinit.high
+    assert words.verdict_words(reinit) == "not resolved, at most 1.88 apart"
+
+
+def test_there_are_three_verdicts_and_no_other(report_of: MakeReport) -> None:
+    change = _accuracies({"uniform@2": (0.989, 0.991, 0.987)})
+    assert {verdict.word for verdict in verdicts(report_of(change))} == set(VERDICTS)
+    assert VERDICTS == ("wins", "loses", "not resolved")
 
 
 def test_a_ticket_that_is_worse_than_chance_loses(report_of: MakeReport) -> None:
@@ -90,7 +99,7 @@ def test_a_ticket_that_is_worse_than_chance_loses(report_of: MakeReport) -> None
 def test_equal_differences_below_one_image_are_no_win(report_of: MakeReport) -> None:
     # three equal differences have no variance: without the floor of one image the interval would be a point
     change = _accuracies({"random@2": (0.978, 0.980, 0.975)})
-    assert _by_other(report_of(change))["random@2"].word == "no difference shown"
+    assert _by_other(report_of(change))["random@2"].word == "not resolved"
 
 
 @pytest.mark.parametrize("num_replicates", [1, 2])
@@ -100,7 +109,8 @@ def test_fewer_than_three_replicates_resolve_nothing(report_of: MakeReport, num_
     assert {verdict.word for verdict in found} == {"not resolved"}
     assert {(verdict.low, verdict.high) for verdict in found} == {(None, None)}
     assert "wins" not in report.summary
-    assert "not resolved below 3 replicates" in report.summary
+    assert "ticket@2 is not resolved below 3 replicates against unstructured@2" in report.summary
+    assert {words.verdict_words(verdict) for verdict in found} == {"not resolved below 3 replicates"}
 
 
 def test_a_ticket_meets_dense_and_the_controls_of_its_own_level_alone(report_of: MakeReport) -> None:
@@ -136,14 +146,23 @@ def test_speed_is_named_by_its_whole_interval(low: float, high: float, word: str
 
 
 def test_the_summary_gives_each_number_its_n_and_interval(report_of: MakeReport) -> None:
-    first, second, third, fourth = report_of().summary.splitlines()
+    first, tickets, mattered, second, third, fourth = report_of().summary.splitlines()
     assert first == (
         "ticket@2 keeps 51.0 % of the MACs and 48.0 % of the weights, is 1.31x as fast as dense "
         "(95 %: 1.27-1.35) at batch 1 and 1.62x as fast as dense (95 %: 1.57-1.67) at batch 64, and reaches "
-        "97.9 % accuracy against 98.1 % (-0.20 points, 95 %: -0.48 to +0.08, n = 3: no difference shown)."
+        "97.9 % accuracy against 98.1 % (-0.20 points, 95 %: -0.48 to +0.08, n = 3: not resolved, "
+        "at most 0.48 apart)."
+    )
+    assert tickets == "No ticket is shown not to lose to dense; not resolved: ticket@1 and ticket@2."
+    assert mattered == (
+        "ticket@2: whether its initialisation mattered is not resolved; its choice of channels mattered."
     )
     assert "ticket@2 wins over uniform@2 (+0.33, 95 %: +0.05 to +0.62) and random@2 (+1.30" in second
-    assert "no difference shown to unstructured@2 (-0.23, 95 %: -0.75 to +0.28) and reinit@2" in second
+    assert (
+        "; is not resolved against unstructured@2 (-0.23, 95 %: -0.75 to +0.28, at most 0.75 apart) "
+        in second
+    )
+    assert second.endswith("and reinit@2 (+0.63, 95 %: -0.62 to +1.88, at most 1.88 apart).")
     assert third == (
         "unstructured@2 has 40.0 % of the weights left and every channel: it is 1.00x as fast as dense "
         "(95 %: 0.97-1.03, no difference shown) at batch 1 and 1.01x as fast as dense (95 %: 0.98-1.04, no "
@@ -158,7 +177,7 @@ def test_the_peer_is_a_control_by_its_own_name(manifests: list[Manifest], machin
     text = json.dumps(manifests).replace("random@2", "depgraph@2")
     report = report_from_manifests("digits", machine, json.loads(text))
     assert report.subjects[-2:] == ("depgraph@2", "reinit@2")
-    assert "and depgraph@2 (+1.30" in words.control_sentence(report)
+    assert "and depgraph@2 (+1.30" in sentences.control_sentence(report)
 
 
 def test_a_slower_ticket_is_called_slower(report_of: MakeReport) -> None:

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
-from ticket_export.report.rows import Report, Width
+from ticket_export.report.artefacts import Width
+from ticket_export.report.rows import Report
 from ticket_export.report.verdict import SubjectLine
 
 INK, MUTED, RULE = "#1b1f24", "#5b6470", "#d9dee5"
@@ -36,6 +37,7 @@ _LOOKS = {
     "depgraph": Look("#a3195b", "p", (4, 1.5, 1, 1.5)),
     "random": Look("#757575", "v", (1, 1.5)),
     "reinit": Look("#8e44ad", "X", (3, 1.5, 1, 1.5, 1, 1.5)),
+    "random_reinit": Look("#8a6d00", "*", (1, 3)),
 }
 _OTHER = Look("#444444", "D", (2, 2))
 

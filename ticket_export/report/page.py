@@ -7,10 +7,21 @@ from html import escape
 from pathlib import Path
 
 from ticket_export.errors import StoreError
-from ticket_export.report import causes, sections, table, widths, words
+from ticket_export.report import (
+    causes,
+    sections,
+    sentences,
+    table,
+    ticket_sections,
+    ticket_tables,
+    widths,
+    words,
+)
+from ticket_export.report.reading import PRECISION_NOTE, reading
 from ticket_export.report.rows import Report
 from ticket_export.report.style import CSS
 from ticket_export.report.verdict import settings, subject_lines, verdicts
+from ticket_export.report.worth import first_worths
 
 
 def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
@@ -39,10 +50,11 @@ def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
 
 def markdown(report: Report) -> str:
     """Return `report.md`: the summary, a table per setting, the verdicts, the files, the machine."""
-    parts = [f"# {report.name}", words.headline(report), words.control_sentence(report)]
-    parts += [words.unstructured_sentence(report)]
-    parts += [words.measured_by(report)]
-    reasons = words.unstable_reasons(report)
+    parts = [f"# {report.name}", sentences.headline(report)]
+    parts += [sentences.tickets_sentence(report), sentences.mattered_sentence(report)]
+    parts += [sentences.control_sentence(report), sentences.unstructured_sentence(report)]
+    parts += [sentences.measured_by(report)]
+    reasons = sentences.unstable_reasons(report)
     if reasons:
         parts += [
             "**Unstable timings: read their speedups with care.**",
@@ -52,16 +64,22 @@ def markdown(report: Report) -> str:
         parts += [f"## {words.setting_words(setting)}", table.subject_table(subject_lines(report, setting))]
     if report.causes:
         parts += ["## Time against MACs", causes.markdown_causes(report)]
-    parts += ["## Verdicts", table.verdict_table(verdicts(report))]
+    parts += ticket_tables.block_markdown(report)
+    found = first_worths(report)
+    if found:
+        parts += ["## What the ticket is worth", ticket_sections.WORTH_NOTE]
+        parts += ["\n".join(f"- {sentences.worth_sentence(worth)}" for worth in found)]
+        parts += ["## Verdicts", table.verdict_table(verdicts(report))]
+    parts += [*ticket_tables.early_markdown(report), *ticket_tables.cost_markdown(report)]
     if report.choices:
         parts += ["## Widths by measurement", widths.summary_table(report.choices)]
     if report.trainings:
         parts += ["## Training", table.training_table(report)]
     if table.precision_rows(report):
-        parts += ["## Precisions", words.PRECISION_NOTE, table.precision_table(report)]
+        parts += ["## Precisions", PRECISION_NOTE, table.precision_table(report)]
     parts += ["## Exported files", table.exported_table(report)]
     parts += ["## Machine", table.machine_table(report.machine)]
-    parts += ["## How to read this", "\n".join(f"- **{term}.** {text}" for term, text in words.READING)]
+    parts += ["## How to read this", "\n".join(f"- **{term}.** {text}" for term, text in reading(report))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -74,14 +92,17 @@ def page(report: Report) -> str:
             sections.facts(report),
             sections.side_by_side(report),
             causes.section(report),
-            sections.against_the_others(report),
+            ticket_sections.blocks(report),
+            ticket_sections.worth(report),
+            ticket_sections.early_stop(report),
+            ticket_sections.search_cost(report),
             sections.figures(report),
             widths.section(report.choices),
             sections.precisions(report),
             sections.training(report),
             sections.exported(report),
             sections.every_row(report),
-            sections.reading(),
+            sections.reading(report),
             sections.machine(report),
         )
         if part

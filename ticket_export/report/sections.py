@@ -7,33 +7,36 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from ticket_export.report import figure, table, words
+from ticket_export.report import figure, sentences, table, words
+from ticket_export.report.reading import PRECISION_NOTE
+from ticket_export.report.reading import reading as terms_of
 from ticket_export.report.rows import ROW_FIELDS, Report
 from ticket_export.report.verdict import (
     Setting,
     SubjectLine,
-    Verdict,
     last_ticket,
     settings,
     speed_word,
     subject_lines,
-    verdicts,
 )
 
-_CLASS_BY_WORD = {"wins": "wins", "loses": "loses", "no difference shown": "same", "not resolved": "open"}
 _MAX_REASONS = 8  # the box warns; all of them stand beside every measurement
 
 
 def summary(report: Report) -> str:
     """Return the title, the summary with its first sentence large, and a box when a row is unstable."""
-    lead = re.sub(r"\(([^()]*)\)", r"<small>(\1)</small>", typeset(words.headline(report)))
+    lead = re.sub(r"\(([^()]*)\)", r"<small>(\1)</small>", typeset(sentences.headline(report)))
     parts = [
         f"<h1>ticket_export report &middot; <b>{escape(report.name)}</b></h1>",
         f'<p class="lead">{lead}</p>',
     ]
-    sentences = (words.control_sentence(report), words.unstructured_sentence(report))
-    parts += [f"<p>{typeset(text)}</p>" for text in sentences if text]
-    reasons = words.unstable_reasons(report)
+    told = (
+        " ".join(filter(None, (sentences.tickets_sentence(report), sentences.mattered_sentence(report)))),
+        sentences.control_sentence(report),
+        sentences.unstructured_sentence(report),
+    )
+    parts += [f"<p>{typeset(text)}</p>" for text in told if text]
+    reasons = sentences.unstable_reasons(report)
     if reasons:
         num_unstable = sum(not row["stable"] for row in report.rows)
         items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons[:_MAX_REASONS])
@@ -81,22 +84,6 @@ def side_by_side(report: Report) -> str:
     return "\n".join(parts)
 
 
-def against_the_others(report: Report) -> str:
-    """Return the table of verdicts: each ticket's accuracy against dense and its controls."""
-    found = verdicts(report)
-    if not found:
-        return ""
-    several = len(_executions(report)) > 1
-    rows = "".join(_verdict_row(verdict, name_runtime=several) for verdict in found)
-    return (
-        "<h2>Is the ticket worth finding?</h2><p class='note'>Accuracy of the ticket less that of the other, "
-        "in percentage points, paired by replicate. A ticket that does not beat its controls is just a small "
-        "network.</p>"
-        '<table class="plain"><thead><tr><th scope="col">Compared</th><th scope="col">Difference</th>'
-        f'<th scope="col">Verdict</th></tr></thead><tbody>{rows}</tbody></table>'
-    )
-
-
 def figures(report: Report) -> str:
     """Return the figures: accuracy against latency, latency against batch, what is kept, widths per layer."""
     parts = ["<h2>Figures</h2>"]
@@ -129,7 +116,8 @@ def figures(report: Report) -> str:
             )
         parts.append(f'<div class="figures">{"".join(drawn)}</div>')
     ticket = last_ticket(report)
-    if ticket is not None and ticket in report.widths:
+    cut = [width for own in report.widths.get(ticket or "", {}).values() for width in own]
+    if ticket is not None and any(width.after != width.before for width in cut):
         widths = _figure(
             f"Channels kept per group, {ticket}",
             "Filled: kept, mean over replicates; bars span them. Outlined: dense.",
@@ -146,8 +134,8 @@ def precisions(report: Report) -> str:
     if not rows:
         return ""
     return (
-        f"<h2>Precisions</h2><p class='note'>{typeset(words.PRECISION_NOTE)}</p>"
-        f"{_cards(table.PRECISION_HEADS, rows, report)}"
+        f"<h2>Precisions</h2><p class='note'>{typeset(PRECISION_NOTE)}</p>"
+        f"{cards(table.PRECISION_HEADS, rows, last_ticket(report))}"
     )
 
 
@@ -159,14 +147,14 @@ def training(report: Report) -> str:
     return (
         "<h2>What training cost</h2><p class='note'>Median seconds of an epoch, mean over replicates, on the "
         "threads named. Networks may train side by side, so these are costs, not measurements.</p>"
-        f"{_cards(table.TRAINING_HEADS, rows, report)}"
+        f"{cards(table.TRAINING_HEADS, rows, last_ticket(report))}"
     )
 
 
-def _cards(heads: Sequence[str], rows: Sequence[Sequence[str]], report: Report) -> str:
-    """Return a table with a row per subject, its name first; on a phone each row becomes a card."""
+def cards(heads: Sequence[str], rows: Sequence[Sequence[str]], marked: str | None = None) -> str:
+    """Return a table with a row per subject, its name first, one marked; on a phone rows become cards."""
     body = "".join(
-        f'<tr{_row_class(subject, report)}><th scope="row">{escape(subject)}</th>'
+        f'<tr{row_class(subject, marked)}><th scope="row">{escape(subject)}</th>'
         + "".join(
             f'<td data-label="{head}"><span>{typeset(cell)}</span></td>'
             for head, cell in zip(heads[1:], cells, strict=True)
@@ -206,9 +194,9 @@ def every_row(report: Report) -> str:
     )
 
 
-def reading() -> str:
+def reading(report: Report) -> str:
     """Return how to read the page."""
-    terms = "".join(f"<p><b>{escape(term)}.</b> {typeset(text)}</p>" for term, text in words.READING)
+    terms = "".join(f"<p><b>{escape(term)}.</b> {typeset(text)}</p>" for term, text in terms_of(report))
     return f"<h2>How to read this</h2>{terms}"
 
 
@@ -246,28 +234,22 @@ def _subject_row(
         f'<td data-label="{head}"><span>{typeset(value)} {" ".join(map(_small, notes))}</span></td>'
         for head, value, notes in cells
     )
-    return f'<tr{_row_class(line.subject, report)}><th scope="row">{escape(line.subject)}</th>{body}</tr>'
+    marked = row_class(line.subject, last_ticket(report))
+    return f'<tr{marked}><th scope="row">{escape(line.subject)}</th>{body}</tr>'
 
 
-def _verdict_row(verdict: Verdict, *, name_runtime: bool) -> str:
-    other = verdict.against + (f", {verdict.runtime} {verdict.precision}" if name_runtime else "")
-    interval = "too few replicates"
-    if verdict.low is not None and verdict.high is not None:
-        interval = f"95 %: {100 * verdict.low:+.2f} to {100 * verdict.high:+.2f}"
-    return (
-        f'<tr><th scope="row">{escape(verdict.ticket)} <small>less {escape(other)}</small></th>'
-        f"<td>{typeset(f'{100 * verdict.difference:+.2f}')} points "
-        f"<small>{typeset(f'{interval}, n = {verdict.num_replicates}')}</small></td>"
-        f'<td class="word {_CLASS_BY_WORD[verdict.word]}">{verdict.word}</td></tr>'
-    )
-
-
-def _row_class(subject: str, report: Report) -> str:
-    return ' class="ticket"' if subject == last_ticket(report) else ""
+def row_class(subject: str, marked: str | None) -> str:
+    """Return the attribute of a subject's row, which stands out where it is the marked one."""
+    return ' class="ticket"' if subject == marked else ""
 
 
 def _small(text: str) -> str:
     return f"<small>{typeset(text)}</small>"
+
+
+def several_executions(report: Report) -> bool:
+    """Return whether there is more than one runtime and precision, so that each must be named."""
+    return len(_executions(report)) > 1
 
 
 def _executions(report: Report) -> list[tuple[str, str]]:

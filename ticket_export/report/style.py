@@ -39,10 +39,12 @@ tbody th { color: var(--ink); font-size: .9375rem; vertical-align: top; white-sp
 td small { display: block; color: var(--muted); font-size: .8125rem; white-space: nowrap; }
 tr.ticket th, tr.ticket td { background: var(--wash); }
 tr.ticket th { box-shadow: inset 4px 0 0 var(--blue); }
-td.word { font-weight: 600; white-space: nowrap; }
-td.word::before { display: inline-block; width: 1.3em; }
-td.wins::before { content: "\\25B2"; } td.loses::before { content: "\\25BC"; }
-td.same::before { content: "="; } td.open::before { content: "?"; }
+table.worth { table-layout: fixed; }
+table.worth thead th:first-child { width: 8rem; }
+table.worth td small { white-space: normal; }
+.word { font-weight: 600; white-space: nowrap; }
+.word::before { display: inline-block; width: 1.3em; }
+.wins::before { content: "\\25B2"; } .loses::before { content: "\\25BC"; } .open::before { content: "?"; }
 .figures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 2rem 2.5rem;
   margin-top: 1rem; }
 figure { margin: 0; min-width: 0; }
@@ -70,13 +72,15 @@ footer { margin-top: 3rem; border-top: 2px solid var(--ink); padding-top: .8rem;
   table { font-size: .875rem; }
   table.cards tr { border-top: 2px solid var(--ink); padding: .5rem 0 .8rem; }
   table.cards tbody th { font-size: 1.05rem; border: 0; padding: 0 0 .2rem; box-shadow: none; }
-  table.plain tbody th, td.word { white-space: normal; }
+  table.plain tbody th { white-space: normal; }
   table.plain td small { white-space: normal; }
   table.cards tr.ticket { background: var(--wash); box-shadow: inset 4px 0 0 var(--blue);
     padding-left: .8rem; }
   table.cards td small + small::before { content: "\\B7\\A0"; }
   table.cards td { display: grid; grid-template-columns: 7.6rem 1fr; border: 0; padding: .14rem 0; }
   table.cards td small { display: inline; white-space: normal; }
+  table.worth.cards td small { display: block; }
+  table.worth.cards td small + small::before { content: none; }
   table.cards td[data-label]::before { content: attr(data-label); color: var(--muted); font-size: .875rem; }
   table.cards td > span { min-width: 0; }
 }

@@ -55,7 +55,15 @@ def verdict_table(found: Sequence[Verdict]) -> str:
     return markdown_table(
         heads,
         [
-            (v.ticket, v.against, v.runtime, v.precision, words.points(v), v.num_replicates, v.word)
+            (
+                v.ticket,
+                v.against,
+                v.runtime,
+                v.precision,
+                words.points(v),
+                v.num_replicates,
+                words.verdict_words(v),
+            )
             for v in found
         ],
     )

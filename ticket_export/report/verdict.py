@@ -1,37 +1,30 @@
 """What the rows show, over replicates: one line per subject and one verdict per comparison.
 
 A ticket never stands alone: its accuracy is set against dense and against every control of its level,
-replicate by replicate. Fewer than three replicates resolve nothing, and an interval that holds zero shows no
-difference.
+replicate by replicate. There are three verdicts: it wins, it loses, or it is not resolved. An interval that
+holds zero resolves no more than how far apart the two can at most be; fewer than three replicates, not even
+that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, log, sqrt
-from statistics import fmean, stdev
+from math import exp, log
+from statistics import fmean
 
 from ticket_export.errors import MeasureError
-from ticket_export.report.rows import Report, Row, Training, precision_order
-
-NUM_REPLICATES_NEEDED = 3  # fewer leave a t interval that says nothing: with two, t is 12.7
-
-# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom (NIST/SEMATECH e-Handbook, 1.3.6.7.2)
-_T_975 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+from ticket_export.report.intervals import (
+    NOT_RESOLVED,
+    NUM_REPLICATES_NEEDED,
+    Spread,
+    mean_interval,
+    spread,
+    word_of_interval,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
-    """A mean over replicates and the lowest and highest of them."""
-
-    mean: float
-    low: float
-    high: float
+from ticket_export.report.order import precision_order
+from ticket_export.report.rows import Report, Row
+from ticket_export.report.trainings import Training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +72,7 @@ class Verdict:
     """A ticket's accuracy less another subject's, by replicate, with a 95 % interval (fractions).
 
     The interval is Student's t over the replicates, and never narrower than one test image to either side.
-    `low` and `high` are None where there are too few replicates; `word` says what the numbers allow.
+    `low` and `high` are None where there are too few replicates; `word` is one of `VERDICTS`.
     """
 
     ticket: str
@@ -91,6 +84,11 @@ class Verdict:
     low: float | None
     high: float | None
     word: str
+
+    @property
+    def apart(self) -> float | None:
+        """Return by how much the two accuracies can at most differ; None where that is not known."""
+        return None if self.low is None or self.high is None else max(-self.low, self.high)
 
 
 def settings(report: Report) -> tuple[Setting, ...]:
@@ -126,7 +124,7 @@ def verdicts(report: Report) -> tuple[Verdict, ...]:
             level = ticket.partition("@")[2]
             others = [s for s in accuracies if s == "dense" or (s != ticket and s.partition("@")[2] == level)]
             found += [
-                _verdict(
+                paired_verdict(
                     (ticket, accuracies[ticket]),
                     (other, accuracies[other]),
                     runtime=runtime,
@@ -155,14 +153,6 @@ def last_ticket(report: Report) -> str | None:
     return tickets[-1] if tickets else None
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % t interval of the mean of two or more values; above 31 it is a little too wide."""
-    if len(values) < 2:
-        raise MeasureError(f"an interval needs at least 2 values, got {len(values)}", hint="add replicates")
-    half = _T_975[min(len(values) - 1, len(_T_975)) - 1] * stdev(values) / sqrt(len(values))
-    return fmean(values) - half, fmean(values) + half
-
-
 def speed_word(speedup: Spread) -> str:
     """Say what an interval of speedups allows: faster, slower or no difference shown."""
     if speedup.low > 1:
@@ -183,22 +173,18 @@ def _line(subject: str, setting: Setting, rows: Sequence[Row]) -> SubjectLine:
         subject=subject,
         setting=setting,
         num_replicates=len(rows),
-        accuracy=_spread([row["accuracy"] for row in rows]),
+        accuracy=spread([row["accuracy"] for row in rows]),
         params=mean(lambda row: row["params"]),
         macs=mean(lambda row: row["macs"]),
         channel_density=mean(lambda row: row["channel_density"]),
         param_density=mean(lambda row: row["param_density"]),
         mac_density=mean(lambda row: row["mac_density"]),
-        latency_s=_spread([row["latency_s"]["p50"] for row in rows]),
+        latency_s=spread([row["latency_s"]["p50"] for row in rows]),
         speedup=_speedup_spread(speedups) if speedups else None,
         rounds_won_fraction=mean(lambda row: row["rounds_won_fraction"]) if speedups else None,
         stable=all(row["stable"] for row in rows),
         reasons=tuple(dict.fromkeys(reason for row in rows for reason in row["reasons"])),
     )
-
-
-def _spread(values: Sequence[float]) -> Spread:
-    return Spread(mean=fmean(values), low=min(values), high=max(values))
 
 
 def _speedup_spread(speedups: Sequence[dict[str, float]]) -> Spread:
@@ -209,14 +195,26 @@ def _speedup_spread(speedups: Sequence[dict[str, float]]) -> Spread:
     )
 
 
-def _verdict(
-    ticket: tuple[str, dict[int, float]],
-    other: tuple[str, dict[int, float]],
+def paired_verdict(
+    ticket: tuple[str, Mapping[int, float]],
+    other: tuple[str, Mapping[int, float]],
     *,
     runtime: str,
     precision: str,
     one_image: float,
 ) -> Verdict:
+    """Return the verdict on two subjects, each a name and its accuracy by replicate.
+
+    Args:
+        ticket: whose accuracy is the one that wins or loses.
+        other: what it is set against.
+        runtime: both were evaluated by.
+        precision: of both.
+        one_image: the share of one test image.
+
+    Raises:
+        MeasureError: they share no replicate.
+    """
     replicates = sorted(ticket[1].keys() & other[1].keys())
     if not replicates:
         raise MeasureError(
@@ -225,12 +223,12 @@ def _verdict(
     differences = [ticket[1][r] - other[1][r] for r in replicates]
     difference = fmean(differences)
     low = high = None
-    word = "not resolved"
+    word = NOT_RESOLVED
     if len(differences) >= NUM_REPLICATES_NEEDED:
         low, high = mean_interval(differences)
         # replicates that agree to the image have no variance; one image more or less is still not a result
         low, high = min(low, difference - one_image), max(high, difference + one_image)
-        word = "wins" if low > 0 else "loses" if high < 0 else "no difference shown"
+        word = word_of_interval(low, high)
     return Verdict(
         ticket=ticket[0],
         against=other[0],

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from ticket_export.report import words
-from ticket_export.report.rows import Choice
+from ticket_export.report.artefacts import Choice
 from ticket_export.report.sections import typeset
 from ticket_export.report.table import markdown_table, text_table
 

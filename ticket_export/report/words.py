@@ -2,61 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ticket_export.report.rows import Report
-from ticket_export.report.verdict import (
-    NUM_REPLICATES_NEEDED,
-    Setting,
-    Spread,
-    SubjectLine,
-    Verdict,
-    last_ticket,
-    settings,
-    speed_word,
-    subject_lines,
-    verdicts,
-)
-
-READING = (
-    (
-        "Subjects",
-        "dense is the network before anything is cut; ticket@2 is what two rounds of pruning left. Its "
-        "controls have the same level: random keeps as many channels, drawn by chance; uniform shrinks every "
-        "layer alike; reinit keeps the ticket's channels with new weights; unstructured is the element mask, "
-        "unshrunk; depgraph keeps the channels that torch-pruning's own pruner keeps of the trained dense "
-        "network, at the pruning ratio whose MACs are nearest to the ticket's, and is then trained like the "
-        "ticket: from the same rewound weights, for as long.",
-    ),
-    (
-        "Accuracy",
-        "Share of the test images classified right by the exported file in the named runtime: the mean over "
-        "replicates, with the lowest and the highest. The test images picked nothing.",
-    ),
-    ("Weights, MACs, time", "Three different numbers, each a share of dense. One MAC is one multiply-add."),
-    (
-        "Speedup",
-        "Dense divided by the subject of the same replicate, both timed in the same interleaved rounds. Each "
-        "replicate has a 95 % t interval over the log ratios of its rounds; the interval shown spans those "
-        "of all replicates around their geometric mean. One that holds 1 shows no difference.",
-    ),
-    (
-        "Verdicts",
-        "Differences of accuracy are paired by replicate, with a 95 % t interval over the replicates that is "
-        "never narrower than one test image to either side. Fewer than three replicates resolve nothing.",
-    ),
-    ("Parity", "max|a-b| / max|b| of the exported file's outputs against the network it came from."),
-)
-
-PRECISION_NOTE = (
-    "Both errors are max|a-b| / max|b| of a file's outputs: to torch, against the trained network it came "
-    "from; to fp32, against the fp32 file of the same network, so that what a precision costs is apart from "
-    "what export costs. Of fp16 it is the larger one of the file as it runs and of every value rounded to "
-    "fp16, because ONNX Runtime on a CPU computes fp16 files in fp32. Class of fp32: the share of the "
-    "calibration images, drawn from the training images, on which INT8 names the class that fp32 names. "
-    "Accuracy is on the test images."
-)
+from ticket_export.report.intervals import NOT_RESOLVED, NUM_REPLICATES_NEEDED, Spread
+from ticket_export.report.verdict import Setting, SubjectLine, Verdict, speed_word
 
 
 def percent(fraction: float) -> str:
@@ -73,9 +23,14 @@ def milliseconds(seconds: float) -> str:
 
 def accuracy_range(line: SubjectLine) -> str:
     """Write how many replicates an accuracy is the mean of, and the lowest and highest of several."""
-    if line.num_replicates == 1:
+    return percent_range(line.accuracy, line.num_replicates)
+
+
+def percent_range(fractions: Spread, num_replicates: int) -> str:
+    """Write the lowest and the highest of fractions as percentages, and how many they are."""
+    if num_replicates == 1:
         return "n = 1"
-    return f"{100 * line.accuracy.low:.1f}-{100 * line.accuracy.high:.1f}, n = {line.num_replicates}"
+    return f"{100 * fractions.low:.1f}-{100 * fractions.high:.1f}, n = {num_replicates}"
 
 
 def times(speedup: Spread | None) -> str:
@@ -125,6 +80,40 @@ def points(verdict: Verdict) -> str:
     return f"{text} ({100 * verdict.low:+.2f} to {100 * verdict.high:+.2f})"
 
 
+def verdict_words(verdict: Verdict) -> str:
+    """Write a verdict; where nothing is resolved, with what is known: `not resolved, at most 0.48 apart`."""
+    if verdict.word != NOT_RESOLVED:
+        return verdict.word
+    if verdict.apart is None:
+        return f"{verdict.word} below {NUM_REPLICATES_NEEDED} replicates"
+    return f"{verdict.word}, at most {100 * verdict.apart:.2f} apart"
+
+
+def difference(verdict: Verdict) -> str:
+    """Write a difference in points, its interval and what that leaves open: `+0.63, 95 %: +0.05 to +1.2`."""
+    text = f"{100 * verdict.difference:+.2f}"
+    if verdict.low is None or verdict.high is None or verdict.apart is None:
+        return text
+    text = f"{text}, 95 %: {100 * verdict.low:+.2f} to {100 * verdict.high:+.2f}"
+    return f"{text}, at most {100 * verdict.apart:.2f} apart" if verdict.word == NOT_RESOLVED else text
+
+
+def listed(names: Sequence[str]) -> str:
+    """Write names as a list: `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def dense_trainings(ratio: float) -> str:
+    """Write a cost in units of one dense training: `3.2 dense trainings`."""
+    return f"{ratio:.1f} dense training{'' if f'{ratio:.1f}' == '1.0' else 's'}"
+
+
+def spread_range(spread: Spread, num_replicates: int, digits: int = 1) -> str:
+    """Write the lowest and the highest of several replicates, and how many they are: `2.1-2.4, n = 3`."""
+    low, high = f"{spread.low:,.{digits}f}", f"{spread.high:,.{digits}f}"
+    return f"n = {num_replicates}" if low == high else f"{low}-{high}, n = {num_replicates}"
+
+
 def energy_words(energy_per_image_j: Mapping[str, float]) -> str:
     """Write what an image costs on a GPU, by subject: `dense 1.24 mJ, ticket 0.81 mJ per image`."""
     told = ", ".join(f"{name} {1000 * energy_j:.3g} mJ" for name, energy_j in energy_per_image_j.items())
@@ -135,155 +124,3 @@ def setting_words(setting: Setting) -> str:
     """Write the conditions of a measurement: `ort-cpu, fp32, batch 64, compute, 1 thread`."""
     threads = "1 thread" if setting.threads == 1 else f"{setting.threads} threads"
     return f"{setting.runtime}, {setting.precision}, batch {setting.batch}, {setting.scope}, {threads}"
-
-
-def headline(report: Report) -> str:
-    """Say in one sentence what the last ticket keeps, how fast and how accurate it is, with intervals."""
-    ticket = last_ticket(report)
-    if ticket is None:
-        return f"{report.name}: no ticket was measured, so there is nothing to compare with dense."
-    lines = [line for line in _first_runtime_lines(report) if line.subject == ticket]
-    against_dense = [verdict for verdict in verdicts(report) if verdict.ticket == ticket]
-    shown = lines if len(lines) < 2 else [lines[0], lines[-1]]
-    speed = " and ".join(f"{_speed(line)} at batch {line.setting.batch}" for line in shown)
-    return (
-        f"{ticket} keeps {percent(lines[0].mac_density)} of the MACs and "
-        f"{percent(lines[0].param_density)} of the weights, is {speed}, "
-        f"and reaches {_accuracy(lines[0], against_dense)}."
-    )
-
-
-def control_sentence(report: Report) -> str:
-    """Say in one sentence how the last ticket's accuracy stands against each control of its level."""
-    ticket = last_ticket(report)
-    if ticket is None:
-        return ""
-    setting = settings(report)[0]
-    found = [
-        verdict
-        for verdict in verdicts(report)
-        if verdict.ticket == ticket
-        and verdict.against != "dense"
-        and verdict.runtime == setting.runtime
-        and verdict.precision == setting.precision
-    ]
-    if not found:
-        return f"No control of {ticket} was measured: if a plain small network does as well is not resolved."
-    phrases = {
-        "wins": f"{ticket} wins over",
-        "loses": f"{ticket} loses to",
-        "no difference shown": "no difference shown to",
-        "not resolved": f"not resolved below {NUM_REPLICATES_NEEDED} replicates against",
-    }
-    parts = []
-    for word, phrase in phrases.items():
-        others = [f"{verdict.against} ({_difference(verdict)})" for verdict in found if verdict.word == word]
-        if others:
-            parts.append(f"{phrase} {' and '.join(filter(None, (', '.join(others[:-1]), others[-1])))}")
-    text = "; ".join(parts)
-    return f"Against its controls, in points, n = {found[0].num_replicates}: {text}."
-
-
-def unstructured_sentence(report: Report) -> str:
-    """Say in one sentence how fast the unshrunk network with single weights at zero is; empty without one."""
-    lines = [line for line in _first_runtime_lines(report) if line.subject.startswith("unstructured@")]
-    if not lines:
-        return ""
-    shown = lines if len(lines) < 2 else [lines[0], lines[-1]]
-    speed = " and ".join(f"{_speed(line)} at batch {line.setting.batch}" for line in shown)
-    return (
-        f"{lines[0].subject} has {percent(lines[0].param_density)} of the weights left and every channel: "
-        f"it is {speed}."
-    )
-
-
-def _difference(verdict: Verdict) -> str:
-    text = f"{100 * verdict.difference:+.2f}"
-    if verdict.low is None or verdict.high is None:
-        return text
-    return f"{text}, 95 %: {100 * verdict.low:+.2f} to {100 * verdict.high:+.2f}"
-
-
-def measured_by(report: Report) -> str:
-    """Say in one sentence how the latencies were measured."""
-    setting, row = settings(report)[0], report.rows[0]
-    rest = "" if len(settings(report)) == 1 else "; every batch and runtime is in the table"
-    return (
-        f"Measured by {setting.runtime}, {setting.precision}, {setting.scope}, threads: {setting.threads}, "
-        f"{row['num_rounds']} interleaved rounds of {row['num_samples']} samples{rest}."
-    )
-
-
-def summary(report: Report) -> str:
-    """Return the summary of a report: headline, controls, how it was measured, what was unstable."""
-    sentences = [
-        headline(report),
-        control_sentence(report),
-        unstructured_sentence(report),
-        measured_by(report),
-        unstable_sentence(report),
-    ]
-    return "\n".join(sentence for sentence in sentences if sentence)
-
-
-def unstable_sentence(report: Report) -> str:
-    """Say how many timings are unstable and why the first is; empty when all are stable."""
-    reasons = unstable_reasons(report)
-    if not reasons:
-        return ""
-    num_unstable = sum(not row["stable"] for row in report.rows)
-    rest = "" if len(reasons) == 1 else f" (and {len(reasons) - 1} more in the report)"
-    return f"{num_unstable} of {len(report.rows)} timings are unstable: {reasons[0]}{rest}."
-
-
-def unstable_reasons(report: Report) -> list[str]:
-    """Return each reason once, with the runtime, batch and subjects it holds for."""
-    subjects_by_place: dict[tuple[str, int, str], dict[str, None]] = {}
-    for row in report.rows:
-        for reason in row["reasons"]:
-            place = (row["runtime"], row["batch"], reason)
-            subjects_by_place.setdefault(place, {})[row["subject"]] = None
-    return [
-        f"{runtime}, batch {batch}, "
-        + ("all subjects" if len(subjects) == len(report.subjects) else ", ".join(subjects))
-        + f": {reason}"
-        for (runtime, batch, reason), subjects in subjects_by_place.items()
-    ]
-
-
-def _first_runtime_lines(report: Report) -> list[SubjectLine]:
-    first = settings(report)[0]
-    return [
-        line
-        for setting in settings(report)
-        if (setting.runtime, setting.precision) == (first.runtime, first.precision)
-        for line in subject_lines(report, setting)
-    ]
-
-
-def _speed(line: SubjectLine) -> str:
-    if line.speedup is None:
-        return "the baseline"
-    word = speed_word(line.speedup)
-    notes = [f"95 %: {line.speedup.low:.2f}-{line.speedup.high:.2f}"]
-    notes += [] if word == "faster" else [word]
-    notes += [] if line.stable else ["unstable"]
-    return f"{line.speedup.mean:.2f}x as fast as dense ({', '.join(notes)})"
-
-
-def _accuracy(line: SubjectLine, found: list[Verdict]) -> str:
-    own = f"{percent(line.accuracy.mean)} accuracy"
-    dense = [
-        verdict for verdict in found if verdict.against == "dense" and verdict.runtime == line.setting.runtime
-    ]
-    if not dense:
-        return f"{own} (n = {line.num_replicates})"
-    verdict = dense[0]
-    interval = ""
-    if verdict.low is not None and verdict.high is not None:
-        interval = f"95 %: {100 * verdict.low:+.2f} to {100 * verdict.high:+.2f}, "
-    word = {"wins": "higher", "loses": "lower"}.get(verdict.word, verdict.word)
-    return (
-        f"{own} against {percent(line.accuracy.mean - verdict.difference)} "
-        f"({100 * verdict.difference:+.2f} points, {interval}n = {verdict.num_replicates}: {word})"
-    )
