@@ -78,7 +78,8 @@ def dropped_elements(model: nn.Module, groups: Sequence[ChannelGroup], mask: Mas
     """Return what `GrowingL2` takes: parameter name -> bool, False in all that dropped channels own.
 
     Rows, biases, norm scales and shifts, and the columns that read them: once they are zero, cutting the
-    channels changes nothing.
+    channels changes nothing. Rows alone would never be: a norm behind them undoes what shrinks them, and the
+    smaller they are the harder the loss pulls.
 
     Raises:
         ShrinkError: the mask does not fit the groups.
