@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from ticket_export.channels.costs import count_costs
 from ticket_export.errors import DataError, RecipeError
 from ticket_export.models.facts import ZOO_FACTS
-from ticket_export.models.resnet import PadShortcut
+from ticket_export.models.load import build
+from ticket_export.models.resnet import Bottleneck, PadShortcut
+from ticket_export.models.wide_resnet import PreActivationBlock
 from ticket_export.models.zoo import ZOO, zoo_network
 
 CIFAR = (3, 32, 32)
@@ -23,18 +26,10 @@ def num_parameters(model: nn.Module, *, biases: bool = True) -> int:
     return sum(p.numel() for p in model.parameters() if biases or p.ndim > 1)
 
 
-def conv_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    total = 0
-
-    def add(module: nn.Conv2d, _: object, y_NCHW: torch.Tensor) -> None:
-        nonlocal total
-        total += module.weight.numel() * y_NCHW.shape[2] * y_NCHW.shape[3]
-
-    hooks = [m.register_forward_hook(add) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    model.eval()(torch.zeros(1, *image_shape))
-    for hook in hooks:
-        hook.remove()
-    return total
+def conv_macs(name: str, model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Multiply-adds of all layers but the classifier."""
+    classifier = model.get_submodule(ZOO_FACTS[name].classifier).get_parameter("weight")
+    return count_costs(model, torch.zeros(1, *image_shape)).macs - classifier.numel()
 
 
 @pytest.mark.parametrize(
@@ -60,9 +55,12 @@ def test_plain_networks_hold_the_papers_number_of_weights(
         ("resnet44", 661_338),
         ("resnet56", 855_770),
         ("resnet18", 11_173_962),
+        ("wrn_32_2", 1_855_578),
+        ("vgg16", 14_724_042),
+        ("mobilenet_v1", 3_217_226),
     ],
 )
-def test_residual_networks_hold_the_published_number_of_parameters(name: str, count: int) -> None:
+def test_networks_for_cifar_hold_the_published_number_of_parameters(name: str, count: int) -> None:
     assert num_parameters(network(name)) == count
 
 
@@ -70,8 +68,78 @@ def test_padded_shortcuts_cost_no_parameters() -> None:
     assert num_parameters(network("resnet20", shortcut="pad")) == 269_722
 
 
-def test_resnet18_costs_the_published_macs() -> None:
-    assert conv_macs(network("resnet18"), CIFAR) == 555_417_600
+@pytest.mark.parametrize(
+    ("name", "count", "macs"),
+    [("resnet18", 11_689_512, 1_813_561_344), ("resnet50", 25_557_032, 4_087_136_256)],
+)
+def test_networks_for_imagenet_hold_the_parameters_and_cost_the_macs_of_torchvisions(
+    name: str, count: int, macs: int
+) -> None:
+    shape = (3, 224, 224)
+    model = zoo_network(name, {"stem": "imagenet"}, num_classes=1000, image_shape=shape)
+    assert num_parameters(model) == count
+    assert conv_macs(name, model, shape) == macs
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "macs"),
+    [
+        ("resnet18", {}, 555_417_600),
+        ("resnet50", {"stem": "cifar"}, 1_297_809_408),
+        ("wrn_32_2", {}, 270_974_976),
+        ("vgg16", {}, 313_196_544),
+        ("mobilenet_v1", {}, 46_344_192),
+    ],
+)
+def test_networks_for_cifar_cost_the_published_macs(name: str, args: dict[str, object], macs: int) -> None:
+    assert conv_macs(name, network(name, **args), CIFAR) == macs
+
+
+def test_the_stem_for_cifar_holds_fewer_weights_and_nothing_else_changes() -> None:
+    for name in ("resnet18", "resnet50"):
+        wide, narrow = (network(name, stem=stem).state_dict() for stem in ("imagenet", "cifar"))
+        assert wide.pop("conv1.weight").shape == (64, 3, 7, 7)
+        assert narrow.pop("conv1.weight").shape == (64, 3, 3, 3)
+        assert {key: t.shape for key, t in wide.items()} == {key: t.shape for key, t in narrow.items()}
+
+
+@pytest.mark.parametrize("name", ["wrn_32_2", "vgg16", "mobilenet_v1", "resnet50"])
+def test_convolutions_begin_kaiming_normal_by_their_fan_out(name: str) -> None:
+    model = build(f"zoo:{name}", num_classes=10, seed=0)
+    for key, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 20_000:
+            fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1]
+            assert float(module.weight.detach().std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.03), key
+            assert float(module.weight.detach().mean().abs()) < 0.1 * (2 / fan_out) ** 0.5, key
+
+
+def test_a_pre_activation_block_projects_what_its_first_norm_activates() -> None:
+    block = PreActivationBlock(2, 4, stride=2).eval()
+    block.bn1.bias.data.fill_(1.0)
+    block.conv2.weight.data.zero_()
+    x_NCHW = torch.randn(3, 2, 6, 6)
+    activated_NCHW = torch.relu(block.bn1(x_NCHW))
+    projected_NCHW = nn.functional.conv2d(activated_NCHW, block.get_parameter("shortcut.weight"), stride=2)
+    assert torch.equal(block(x_NCHW), projected_NCHW)
+    plain = PreActivationBlock(2, 2, stride=1).eval()
+    plain.conv2.weight.data.zero_()
+    assert torch.equal(plain(x_NCHW), x_NCHW)
+
+
+def test_the_second_convolution_of_a_bottleneck_takes_the_stride_on_a_quarter_of_the_channels() -> None:
+    block = Bottleneck(8, 16, stride=2, shortcut="projection")
+    convolutions = [block.conv1, block.conv2, block.conv3]
+    assert [conv.out_channels for conv in convolutions] == [4, 4, 16]
+    assert [conv.stride for conv in convolutions] == [(1, 1), (2, 2), (1, 1)]
+
+
+@pytest.mark.parametrize("name", ["vgg16", "mobilenet_v1"])
+def test_the_mean_before_the_classifier_takes_two_by_two_pixels_of_a_cifar_image(name: str) -> None:
+    model, seen = network(name).eval(), []
+    body = model.get_submodule("features" if name == "vgg16" else "blocks")
+    body.register_forward_hook(lambda _module, _inputs, y_NCHW: seen.append(tuple(y_NCHW.shape[2:])))
+    model(torch.zeros(1, *CIFAR))
+    assert seen == [(2, 2)]
 
 
 def test_pad_shortcut_takes_every_second_pixel_between_zero_channels() -> None:
@@ -107,12 +175,22 @@ def test_facts_agree_with_the_networks() -> None:
         assert linears[-1] == facts.classifier, name
         assert facts.stem is None or isinstance(modules[facts.stem], nn.Conv2d), name
         assert facts.has_norm == any(isinstance(m, nn.BatchNorm2d) for m in modules.values()), name
-        assert facts.has_residual == name.startswith("resnet"), name
-        assert not any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in modules.values()), name
+        assert facts.has_residual == name.startswith(("resnet", "wrn")), name
+        has_depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in modules.values())
+        assert facts.has_depthwise == has_depthwise, name
         if not facts.fixed_size:
             assert model.eval()(torch.zeros(1, 1, 20, 20)).shape == (1, 10), name
     assert ZOO_FACTS["resnet20"].unpruned == ("conv1.weight", "linear.weight")
     assert ZOO_FACTS["conv2"].unpruned == ("fc3.weight",)
+    assert ZOO_FACTS["vgg16"].unpruned == ("classifier.weight",)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, facts in ZOO_FACTS.items() if facts.args))
+def test_the_first_text_of_an_argument_is_its_default(name: str) -> None:
+    for arg, texts in ZOO_FACTS[name].args.items():
+        default, *others = (str(network(name, **{arg: text})) for text in texts)
+        assert default == str(network(name))
+        assert default not in others
 
 
 def test_facts_load_no_torch() -> None:
@@ -127,6 +205,8 @@ def test_facts_load_no_torch() -> None:
         ("resnet20", {"shortcut": "B"}, "'B'"),
         ("resnet20", {"width": 3}, "'width'"),
         ("resnet18", {"shortcut": "pad"}, "'shortcut'"),
+        ("resnet50", {"stem": "3x3"}, "stem is '3x3'"),
+        ("vgg16", {"stem": "cifar"}, "'stem'"),
     ],
 )
 def test_unknown_names_and_arguments_are_refused(name: str, args: dict[str, object], text: str) -> None:
@@ -134,6 +214,9 @@ def test_unknown_names_and_arguments_are_refused(name: str, args: dict[str, obje
         zoo_network(name, args, num_classes=10, image_shape=CIFAR)
 
 
-def test_an_image_too_small_for_the_poolings_is_refused() -> None:
-    with pytest.raises(DataError, match="at least 8 pixels a side, got 4"):
-        network("conv6", (3, 4, 4))
+@pytest.mark.parametrize(("name", "smallest"), [("conv6", 8), ("vgg16", 16)])
+def test_an_image_too_small_for_the_poolings_is_refused(name: str, smallest: int) -> None:
+    shape = (3, smallest, smallest)
+    assert network(name, shape).eval()(torch.zeros(1, *shape)).shape == (1, 10)
+    with pytest.raises(DataError, match=f"at least {smallest} pixels a side, got {smallest - 1}"):
+        network(name, (3, smallest, smallest - 1))

@@ -11,7 +11,7 @@ class ZooFacts:
     """What recipe checks and finders may rely on for one network of the zoo.
 
     Attributes:
-        args: name of each argument that `model.args` may hold -> the texts it may be.
+        args: name of each argument that `model.args` may hold -> the texts it may be, the default first.
         has_norm: it holds batch norms.
         has_residual: some channels are joined by an add.
         has_depthwise: it holds depthwise convolutions.
@@ -49,6 +49,9 @@ _CIFAR_RESNET = ZooFacts(
     beyond_torch_pruning={"shortcut": "pad"},
     source="He et al. 2016 (arXiv 1512.03385), section 4.2; `pad` is its option A, `projection` its option B",
 )
+_RESNET = (
+    "He et al. 2016 (arXiv 1512.03385), table 1; the stem `cifar` is 3x3 with stride 1, without the max pool"
+)
 _CONV = ZooFacts(
     has_norm=False, has_residual=False, fixed_size=True, stem=None, classifier="fc3", source=_LTH
 )
@@ -63,11 +66,46 @@ ZOO_FACTS: Mapping[str, ZooFacts] = {
     "resnet44": _CIFAR_RESNET,
     "resnet56": _CIFAR_RESNET,
     "resnet18": ZooFacts(
+        args={"stem": ("cifar", "imagenet")},
         has_norm=True,
         has_residual=True,
         fixed_size=False,
         stem="conv1",
         classifier="linear",
-        source="He et al. 2016 (arXiv 1512.03385), table 1, with a 3x3 stem and no pooling",
+        source=_RESNET,
+    ),
+    "resnet50": ZooFacts(
+        args={"stem": ("imagenet", "cifar")},
+        has_norm=True,
+        has_residual=True,
+        fixed_size=False,
+        stem="conv1",
+        classifier="linear",
+        source=_RESNET,
+    ),
+    "wrn_32_2": ZooFacts(
+        has_norm=True,
+        has_residual=True,
+        fixed_size=False,
+        stem="conv1",
+        classifier="linear",
+        source="Zagoruyko & Komodakis 2016 (arXiv 1605.07146), table 1, with five blocks a stage",
+    ),
+    "vgg16": ZooFacts(
+        has_norm=True,
+        has_residual=False,
+        fixed_size=False,
+        stem=None,
+        classifier="classifier",
+        source="Simonyan & Zisserman 2015 (arXiv 1409.1556), table 1, D, with norms and one linear layer",
+    ),
+    "mobilenet_v1": ZooFacts(
+        has_norm=True,
+        has_residual=False,
+        has_depthwise=True,
+        fixed_size=False,
+        stem="conv1",
+        classifier="linear",
+        source="Howard et al. 2017 (arXiv 1704.04861), table 1, with a stem of stride 1",
     ),
 }

@@ -9,8 +9,11 @@ from torch import nn
 
 from ticket_export.errors import DataError, RecipeError
 from ticket_export.models.facts import ZOO_FACTS
+from ticket_export.models.mobilenet import MobileNetV1
 from ticket_export.models.plain import ConvNet, LeNet300100
-from ticket_export.models.resnet import cifar_resnet, resnet18
+from ticket_export.models.resnet import cifar_resnet, resnet18, resnet50
+from ticket_export.models.vgg import VGG16
+from ticket_export.models.wide_resnet import wrn_32_2
 
 ImageShape = tuple[int, int, int]  # channels, height, width
 
@@ -21,8 +24,16 @@ def _resnet(
     return cifar_resnet(depth, num_classes=num_classes, in_channels=image_shape[0], shortcut=shortcut)
 
 
-def _resnet18(*, num_classes: int, image_shape: ImageShape) -> nn.Module:
-    return resnet18(num_classes=num_classes, in_channels=image_shape[0])
+def _resnet18(*, num_classes: int, image_shape: ImageShape, stem: str = "cifar") -> nn.Module:
+    return resnet18(num_classes=num_classes, in_channels=image_shape[0], stem=stem)
+
+
+def _resnet50(*, num_classes: int, image_shape: ImageShape, stem: str = "imagenet") -> nn.Module:
+    return resnet50(num_classes=num_classes, in_channels=image_shape[0], stem=stem)
+
+
+def _any_size(network: Callable[..., nn.Module], *, num_classes: int, image_shape: ImageShape) -> nn.Module:
+    return network(num_classes=num_classes, in_channels=image_shape[0])
 
 
 ZOO: Mapping[str, Callable[..., nn.Module]] = {
@@ -35,10 +46,14 @@ ZOO: Mapping[str, Callable[..., nn.Module]] = {
     "resnet44": partial(_resnet, 44),
     "resnet56": partial(_resnet, 56),
     "resnet18": _resnet18,
+    "resnet50": _resnet50,
+    "wrn_32_2": partial(_any_size, wrn_32_2),
+    "vgg16": partial(_any_size, VGG16),
+    "mobilenet_v1": partial(_any_size, MobileNetV1),
 }
 
-# Each halving must leave at least one pixel
-_MIN_PIXELS = {"conv2": 2, "conv4": 4, "conv6": 8}
+# Each pooling must leave at least one pixel
+_MIN_PIXELS = {"conv2": 2, "conv4": 4, "conv6": 8, "vgg16": 16}
 
 
 def zoo_network(
