@@ -12,33 +12,31 @@ import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_chain import Chain, tiny_recipe, write_images
 
 from ticket_export.channels.costs import count_costs
-from ticket_export.channels.mask import ElementMask, Mask
+from ticket_export.channels.mask import ElementMask
 from ticket_export.errors import DataError, MissingDependency, RecipeError, ShrinkError
 from ticket_export.find.depgraph import depgraph_mask
 from ticket_export.pipeline import coordinate, plan, run
 from ticket_export.pipeline.context import Context
-from ticket_export.pipeline.graph import nodes_of
 from ticket_export.pipeline.networks import network_of, scattered, small_elements, trained_network
-from ticket_export.pipeline.nodes import Node, hash_inputs
 from ticket_export.recipe.dump import yaml_from_recipe
-from ticket_export.recipe.load import load_recipe
 from ticket_export.recipe.schema import Recipe
-from ticket_export.report.rows import Report
 from ticket_export.runtime.registry import open_runner
 from ticket_export.shrink.surgery import small_from_mask
 from ticket_export.stages import Subject
-from ticket_export.store.machine import machine_facts
 from ticket_export.store.store import Store
 
-TESTS = Path(__file__).parent
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data") / "quarters.npz")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,63 +45,6 @@ def _one_core() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(coordinate, "num_usable_cores", lambda: 1)
         yield
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four classes of 8x8 images that differ in which quarter is bright."""
-    generator = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("data") / "quarters.npz"
-    arrays = {}
-    for part, count in (("train", 160), ("test", 80)):
-        y_N = np.arange(count) % 4
-        x_NCHW = generator.integers(0, 120, (count, 1, 8, 8))
-        for index, label in enumerate(y_N):
-            row, column = 4 * (label // 2), 4 * (label % 2)
-            x_NCHW[index, 0, row : row + 4, column : column + 4] += 60
-        arrays |= {f"{part}_x": x_NCHW.astype(np.uint8), f"{part}_y": y_N.astype(np.int64)}
-    np.savez(path, **arrays)
-    return path
-
-
-def tiny_recipe(images: Path, *overrides: str) -> Recipe:
-    values = {
-        "name": "tiny",
-        "data.source": "arrays",
-        "data.path": str(images),
-        "model.builder": f"{TESTS / 'tiny_net.py'}:make",
-        "model.args": "{width: 8}",
-        "train.epochs": "3",
-        "train.batch": "32",
-        "find.levels": "2",
-        "find.round_to": "1",
-        "find.controls": "[random, uniform, reinit, unstructured, depgraph]",
-    }
-    values |= dict(override.split("=", 1) for override in overrides)
-    return load_recipe(TESTS / "smoke.yaml", [f"{key}={value}" for key, value in values.items()])
-
-
-class Chain:
-    """A finished run with its nodes by name."""
-
-    def __init__(self, recipe: Recipe, out: Path, until: str | None = None) -> None:
-        self.recipe, self.out = recipe, out
-        self.report: Report | None = run(recipe, out, until=until)
-        self.store = Store(out)
-        self.nodes = nodes_of(recipe, hash_inputs(recipe), machine_facts()["fingerprint"])
-        self.context = Context(recipe, self.store, device="cpu", threads=1)
-
-    def node(self, stage: str, subject: str) -> Node:
-        return next(node for node in self.nodes if (node.stage, node.subject) == (stage, subject))
-
-    def facts(self, stage: str, subject: str) -> dict[str, Any]:
-        return dict(self.context.result(self.node(stage, subject)).facts)
-
-    def file(self, stage: str, subject: str, name: str) -> Path:
-        return self.context.file(self.node(stage, subject), name)
-
-    def mask(self, subject: str) -> Mask:
-        return Mask.from_json(json.loads(self.file("find", subject, "mask.json").read_text()))
 
 
 def published(out: Path) -> dict[str, str]:
