@@ -1,4 +1,4 @@
-"""What Regroup's blocks execute: weights kept beside MACs executed, and the layers without a block."""
+"""What Regroup's blocks execute: weights kept beside MACs executed, and the layers that run whole."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class BlockLayer:
         layer: its name.
         num_blocks: dense blocks of rows and columns.
         form: `grouped` is one grouped convolution, `blocks` a small one per block, `dense` the whole layer.
+        reason: why it is dense, or how its output comes into order.
         dense_macs: of the dense network's layer, per image.
         executed_macs: of what runs in its place.
     """
@@ -26,6 +27,7 @@ class BlockLayer:
     layer: str
     num_blocks: int
     form: str
+    reason: str
     dense_macs: int
     executed_macs: int
 
@@ -37,18 +39,20 @@ class Blocks:
     Attributes:
         subject: whose.
         replicate: from 0.
-        element_density: share of the prunable weights that magnitude pruning left before they were grouped;
-            None where its finder pruned none.
-        param_density: weights that the executed network holds.
+        pruned_density: share of the prunable weights that magnitude pruning left before they were grouped;
+            None for a mask that was made from another one.
+        param_density: weights that the mask keeps.
+        executed_density: weights that the executed network holds, zeros of layers that run whole included.
         mac_density: MACs that it executes.
-        layers: those with blocks, in the network's order.
-        no_block: layer -> why it has none.
+        layers: every convolution, in the network's order.
+        no_block: layer -> why the finder made no block of it.
     """
 
     subject: str
     replicate: int
-    element_density: float | None
+    pruned_density: float | None
     param_density: float
+    executed_density: float
     mac_density: float
     layers: tuple[BlockLayer, ...]
     no_block: Mapping[str, str]
@@ -67,8 +71,9 @@ def blocks_of(lineage: Lineage, subjects: Iterable[tuple[str, int]]) -> tuple[Bl
             Blocks(
                 subject=subject,
                 replicate=replicate,
-                element_density=None if finder is None else finder["facts"].get("element_density"),
-                param_density=facts["params"] / facts["params_dense"],
+                pruned_density=None if finder is None else finder["facts"].get("imp_density"),
+                param_density=facts["param_density"],
+                executed_density=facts["params"] / facts["params_dense"],
                 mac_density=facts["macs"] / facts["macs_dense"],
                 layers=tuple(_layer(name, layer) for name, layer in told["layers"].items()),
                 no_block=dict(told["no_block"]),
@@ -82,30 +87,38 @@ def _layer(name: str, told: Mapping[str, Any]) -> BlockLayer:  # Any: JSON value
         layer=name,
         num_blocks=told["blocks"],
         form=told["form"],
+        reason=told["reason"],
         dense_macs=told["dense_macs"],
         executed_macs=told["executed_macs"],
     )
 
 
-def densities(found: Sequence[Blocks]) -> dict[str, tuple[float | None, float, float]]:
-    """Return per subject the means of element, weight and MAC density over its replicates."""
-    means: dict[str, tuple[float | None, float, float]] = {}
+def densities(found: Sequence[Blocks]) -> dict[str, tuple[float | None, float, float, float]]:
+    """Return per subject the means of pruned, weight, executed and MAC density over its replicates."""
+    means: dict[str, tuple[float | None, float, float, float]] = {}
     for subject in dict.fromkeys(one.subject for one in found):
         own = [one for one in found if one.subject == subject]
-        elements = [one.element_density for one in own if one.element_density is not None]
+        pruned = [one.pruned_density for one in own if one.pruned_density is not None]
         means[subject] = (
-            fmean(elements) if len(elements) == len(own) else None,
+            fmean(pruned) if len(pruned) == len(own) else None,
             fmean(one.param_density for one in own),
+            fmean(one.executed_density for one in own),
             fmean(one.mac_density for one in own),
         )
     return means
 
 
-def layers_without_block(found: Sequence[Blocks]) -> dict[str, dict[str, list[str]]]:
-    """Return layer -> reason -> the subjects whose layer has no block for it, each once."""
+def whole_layers(found: Sequence[Blocks]) -> dict[str, dict[str, list[str]]]:
+    """Return layer -> reason -> the subjects whose layer runs whole for it, each once.
+
+    It has no block, or running its blocks would not pay.
+    """
     told: dict[str, dict[str, list[str]]] = {}
     for one in found:
-        for layer, reason in one.no_block.items():
+        reasons = {layer.layer: layer.reason for layer in one.layers if layer.form == "dense"}
+        # finders name the weight, which is more than the layer where it has no convolution
+        reasons |= {name.removesuffix(".weight"): reason for name, reason in one.no_block.items()}
+        for layer, reason in reasons.items():
             subjects = told.setdefault(layer, {}).setdefault(reason, [])
             if one.subject not in subjects:
                 subjects.append(one.subject)

@@ -139,16 +139,16 @@ def search_cost(report: Report) -> str:
 
 
 def blocks(report: Report) -> str:
-    """Return weights kept beside MACs executed, and the layers without a block; empty without blocks."""
+    """Return weights kept beside MACs executed, and the layers that run whole; empty without blocks."""
     if not report.blocks:
         return ""
     parts = [
         f"<h2>Weights kept and MACs executed</h2><p class='note'>{typeset(ticket_tables.BLOCK_NOTE)}</p>",
         cards(ticket_tables.BLOCK_HEADS, ticket_tables.block_rows(report), last_ticket(report)),
     ]
-    without = ticket_tables.no_block_rows(report)
-    if without:
-        parts.append(cards(ticket_tables.NO_BLOCK_HEADS, without))
+    whole = ticket_tables.whole_rows(report)
+    if whole:
+        parts.append(cards(ticket_tables.WHOLE_HEADS, whole))
     layers = ticket_tables.layer_rows(report)
     heads = "".join(f'<th scope="col">{head}</th>' for head in ticket_tables.LAYER_HEADS)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for cells in layers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ticket_export.report import words
-from ticket_export.report.blocks import densities, layers_without_block
+from ticket_export.report.blocks import densities, whole_layers
 from ticket_export.report.early_stop import Sooner, early_lines, sooner
 from ticket_export.report.intervals import Spread
 from ticket_export.report.rows import Report
@@ -16,9 +16,9 @@ SOONER_HEADS = (
     *("Accuracy there (95 %)", "Accuracy: verdict"),
 )
 COST_HEADS = ("Subject", "Epochs trained", "Time", "Epochs times MACs")
-BLOCK_HEADS = ("Subject", "Left by pruning", "Weights kept", "MACs executed")
-LAYER_HEADS = ("Subject", "Replicate", "Layer", "Blocks", "Form", "MACs executed")
-NO_BLOCK_HEADS = ("Layer", "Why it has no block", "In")
+BLOCK_HEADS = ("Subject", "Left by pruning", "Weights kept", "Weights held", "MACs executed")
+LAYER_HEADS = ("Subject", "Replicate", "Layer", "Blocks", "Form", "MACs executed", "Why so")
+WHOLE_HEADS = ("Layer", "Why it runs whole", "In")
 
 EARLY_NOTE = (
     "Iteration of the lowest validation loss, found afterwards, as every training runs to its end: mean over "
@@ -37,9 +37,9 @@ COST_NOTE = (
 )
 BLOCK_NOTE = (
     "Blocks of rows and columns execute as small convolutions. Left by pruning: the share of the prunable "
-    "weights before they were grouped. Weights kept and MACs executed: of the network that runs, shares of "
-    "dense. They differ, because a layer of few weights can have most of the MACs, and a layer without a "
-    "block executes whole."
+    "weights before they were grouped. Shares of dense: weights kept, by the mask; weights held, by the "
+    "network that runs, zeros included; MACs executed, by it. They differ, because a layer of few weights "
+    "can have most of the MACs, and a layer without a block that pays runs whole."
 )
 
 
@@ -101,8 +101,8 @@ def _cost(found: Spread, num_replicates: int) -> str:
 def block_rows(report: Report) -> list[tuple[str, ...]]:
     """Return a row of `BLOCK_HEADS` per subject that is executed in blocks."""
     return [
-        (subject, "-" if left is None else words.percent(left), words.percent(kept), words.percent(executed))
-        for subject, (left, kept, executed) in densities(report.blocks).items()
+        (subject, "-" if left is None else words.percent(left), *map(words.percent, shares))
+        for subject, (left, *shares) in densities(report.blocks).items()
     ]
 
 
@@ -116,18 +116,19 @@ def layer_rows(report: Report) -> list[tuple[str, ...]]:
             str(layer.num_blocks),
             layer.form,
             words.percent(layer.executed_macs / layer.dense_macs),
+            layer.reason,
         )
         for one in report.blocks
         for layer in one.layers
     ]
 
 
-def no_block_rows(report: Report) -> list[tuple[str, ...]]:
-    """Return a row of `NO_BLOCK_HEADS` per layer without a block and reason."""
+def whole_rows(report: Report) -> list[tuple[str, ...]]:
+    """Return a row of `WHOLE_HEADS` per layer that runs whole, and reason."""
     everywhere = list(dict.fromkeys(one.subject for one in report.blocks))
     return [
         (layer, reason, "all" if subjects == everywhere else ", ".join(subjects))
-        for layer, by_reason in layers_without_block(report.blocks).items()
+        for layer, by_reason in whole_layers(report.blocks).items()
         for reason, subjects in by_reason.items()
     ]
 
@@ -153,5 +154,5 @@ def block_markdown(report: Report) -> list[str]:
     if not report.blocks:
         return []
     parts = ["## Weights kept and MACs executed", BLOCK_NOTE, markdown_table(BLOCK_HEADS, block_rows(report))]
-    without = no_block_rows(report)
-    return [*parts, markdown_table(NO_BLOCK_HEADS, without)] if without else parts
+    whole = whole_rows(report)
+    return [*parts, markdown_table(WHOLE_HEADS, whole)] if whole else parts
