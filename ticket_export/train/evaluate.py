@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ticket_export.data.batches import in_order
+from ticket_export.data.streamed import StreamedImages
 from ticket_export.errors import DataError, TrainError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     model_or_runner: nn.Module | Runner,
-    images: Tensor,
+    images: Tensor | StreamedImages,
     labels: Tensor,
     *,
     mean: Sequence[float] | None = None,
@@ -32,8 +33,8 @@ def evaluate(
     Args:
         model_or_runner: a network [N, C, H, W] -> [N, K], evaluated in eval mode and left in the modes it was
             in; or a Runner with one input and one output.
-        images: [N, C, H, W]. uint8 images become `(x / 255 - mean) / std`; floating ones are taken as
-            they are.
+        images: [N, C, H, W]. uint8 images, streamed or not, become `(x / 255 - mean) / std`; floating ones
+            are taken as they are.
         labels: int64 [N].
         mean: per channel, for uint8 images; None = zeros.
         std: per channel, for uint8 images; None = ones.
@@ -47,10 +48,9 @@ def evaluate(
     """
     if len(images) != len(labels) or len(labels) == 0:
         raise DataError(f"{len(images)} images and {len(labels)} labels to evaluate on")
-    if images.is_floating_point() and (mean is not None or std is not None):
-        raise DataError(
-            f"images are {images.dtype}, so mean and std would be applied twice", hint="leave them out"
-        )
+    dtype = images.dtype if isinstance(images, Tensor) else torch.uint8
+    if dtype.is_floating_point and (mean is not None or std is not None):
+        raise DataError(f"images are {dtype}, so mean and std would be applied twice", hint="leave them out")
     channels = images.shape[1]
     mean = (0.0,) * channels if mean is None else mean
     std = (1.0,) * channels if std is None else std
