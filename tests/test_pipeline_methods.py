@@ -224,6 +224,19 @@ def test_controls_stand_at_every_level_where_the_recipe_says_so(images: Path, ou
     ]
 
 
+@pytest.mark.parametrize("method", ["refill", "channel_imp"])
+def test_the_last_ticket_alone_is_compared_where_the_recipe_says_so(images: Path, method: str) -> None:
+    def named(stage: str, *overrides: str) -> set[str]:
+        recipe = tiny_recipe(images, f"find.method={method}", "find.controls=[random]", *overrides)
+        nodes = nodes_of(recipe, hash_inputs(recipe), "here")
+        return {node.subject for node in nodes if node.stage == stage}
+
+    last = "find.ticket_levels=last"
+    assert named("export", last) == {"dense", "ticket@2", "random@2"}
+    chain_ = {"refill": {"unstructured@1"}, "channel_imp": {"ticket@1"}}[method]
+    assert named("train", last) == {"dense", "ticket@2", "random@2"} | chain_
+
+
 def test_the_lowest_validation_loss_is_looked_at_between_epochs(images: Path, out: Path) -> None:
     made = chain(images, out, "train.validate_steps=2", "find.levels=1", "find.controls=[]", until="train")
     early = made.facts("train", "ticket@1")["early_stop"]

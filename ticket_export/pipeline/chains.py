@@ -25,6 +25,7 @@ from ticket_export.recipe.find_sections import (
 from ticket_export.stages import StageWord, Subject
 
 Parents = Mapping[str, Node]
+_Leveled = ImpSection | RefillSection | RefillPlusSection | RegroupSection | ChannelImpSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,9 @@ class Builder(Protocol):
 
     def add_ticket_finder(self, level: int, parents: Parents, budget: BudgetSection | None) -> Node:
         """Add the finder of a ticket, which keeps to the budget of its level."""
+
+    def add_training(self, subject: Subject, *, mask: Node, start: Parents) -> Node:
+        """Add the training of a subject."""
 
     def add_subject(self, subject: Subject, *, mask: Node, start: Parents) -> tuple[Node, End]:
         """Add the training, shrink and export of a subject; return the training and the end."""
@@ -135,6 +139,8 @@ def _pruned_levels(
 
 def _imp(builder: Builder, find: ImpSection, dense: Node) -> Iterator[Level]:
     for level, elements, _, start, train in _pruned_levels(builder, find, dense):
+        if not _is_compared(find, level):
+            continue
         ticket = builder.add_trained(Subject("ticket", level), mask=elements, trained=train())
         yield Level(level=level, ticket=ticket, mask=elements, start=start)
 
@@ -144,6 +150,8 @@ def _structured(
 ) -> Iterator[Level]:
     budget = None if find.method == "regroup" else find.budget
     for level, elements, scored, start, train in _pruned_levels(builder, find, dense):
+        if not _is_compared(find, level):
+            continue
         mask = builder.add_ticket_finder(level, {"elements": elements, "trained": scored}, budget)
         _, ticket = builder.add_subject(Subject("ticket", level), mask=mask, start=start)
         controlled = find.control_levels == "every" or level == find.levels
@@ -157,8 +165,16 @@ def _channel_imp(builder: Builder, find: ChannelImpSection, dense: Node) -> Iter
         read = {"trained": trained} if mask is None else {"trained": trained, "previous": mask}
         mask = builder.add_ticket_finder(level, read, find.budget)
         start = {"start": dense} if find.rewind == "weights" else {"weights": trained}
-        trained, ticket = builder.add_subject(Subject("ticket", level), mask=mask, start=start)
-        yield Level(level=level, ticket=ticket, mask=mask, start=start)
+        subject = Subject("ticket", level)
+        if _is_compared(find, level):
+            trained, ticket = builder.add_subject(subject, mask=mask, start=start)
+            yield Level(level=level, ticket=ticket, mask=mask, start=start)
+        else:
+            trained = builder.add_training(subject, mask=mask, start=start)
+
+
+def _is_compared(find: _Leveled, level: int) -> bool:
+    return find.ticket_levels == "every" or level == find.levels
 
 
 def _early_bird(builder: Builder, find: EarlyBirdSection, dense: Node) -> Iterator[Level]:

@@ -218,9 +218,13 @@ class _Replicate:
         """Add the finder of a ticket, which keeps to the budget of its level."""
         return self._graph.add_ticket_finder(level, self._replicate, parents, budget)
 
+    def add_training(self, subject: Subject, *, mask: Node, start: Parents) -> Node:
+        """Add the training of a subject."""
+        return self.add("train", subject, {"mask": mask, **start, **self._teacher})
+
     def add_subject(self, subject: Subject, *, mask: Node, start: Parents) -> tuple[Node, End]:
         """Add the training, shrink and export of a subject; return the training and the end."""
-        trained = self.add("train", subject, {"mask": mask, **start, **self._teacher})
+        trained = self.add_training(subject, mask=mask, start=start)
         return trained, self.add_trained(subject, mask=mask, trained=trained)
 
     def add_trained(self, subject: Subject, *, mask: Node, trained: Node) -> End:

@@ -98,6 +98,7 @@ class _Rounds(_Found):
 
     Attributes:
         levels: rounds; each yields a ticket.
+        ticket_levels: the levels whose tickets are compared: every one, or the last one alone.
         drop_fraction: share of the weights still kept that a round drops.
         conv_drop_fraction: the same for convolutions alone, where it differs (`magnitude_scope: layer`).
         classifier_drop_fraction: the same for the last linear layer, which stays whole without it
@@ -109,6 +110,7 @@ class _Rounds(_Found):
     """
 
     levels: Count
+    ticket_levels: Literal["last", "every"] = "every"
     drop_fraction: Fraction
     conv_drop_fraction: Fraction | None = None
     classifier_drop_fraction: Fraction | None = None
@@ -120,6 +122,8 @@ class _Rounds(_Found):
         for name in ("conv_drop_fraction", "classifier_drop_fraction"):
             if self.magnitude_scope == "global" and getattr(self, name) is not None:
                 yield name, "needs magnitude_scope layer: global ranks the weights of all layers together"
+        if self.ticket_levels == "last" and self.control_levels == "every":
+            yield "control_levels", "every level has controls, but ticket_levels is last"
 
 
 class _Widths(_Found):
