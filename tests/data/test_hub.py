@@ -14,11 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from image_files import CLASSES, nchw, noise, png, sets, write_folder
 
 from ticket_export.data.hub import Table, check_hub, hub_revision, is_hub, rows_from_hub
 from ticket_export.data.reading import Reading, arrays_from_source, check_labels
 from ticket_export.data.rows import View
+from ticket_export.data.sources import load_images, stream_images
 from ticket_export.errors import DataError, MissingDependency
 
 SPLITS = ("train", "test")
@@ -247,6 +249,18 @@ def test_a_split_with_secret_labels_cannot_test(tmp_path: Path) -> None:
     held = {"train": columns(label=LABELS)["train"], "test": columns(label=[-1] * 8)["test"]}
     with pytest.raises(DataError, match=r"label -1 is negative\n.*choose data.test_split"):
         arrays_from_source("hub", parquet(tmp_path / "set", held), Reading())
+
+
+@pytest.mark.parametrize("write", [write_folder, parquet, saved])
+def test_rows_are_streamed_by_workers_as_they_are_held_in_memory(tmp_path: Path, write: Any) -> None:
+    root = write(tmp_path / "set")
+    in_memory = load_images("hub", root, holdout_fraction=0.25, seed=0)
+    streamed = stream_images("hub", root, holdout_fraction=0.25, seed=0, num_workers=2)
+    for part in ("train", "val", "test"):
+        x_NCHW, y_N = getattr(in_memory, f"{part}_x"), getattr(in_memory, f"{part}_y")
+        assert torch.equal(getattr(streamed, f"{part}_y"), y_N)
+        places = torch.arange(len(y_N)).split(2)
+        assert torch.equal(torch.cat(list(getattr(streamed, f"{part}_x").batches(places))), x_NCHW)
 
 
 def test_a_source_is_of_the_hub_by_its_first_word() -> None:

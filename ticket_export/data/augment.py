@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -70,12 +71,18 @@ def normalise(x_NCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
         )
     if min(std) <= 0:
         raise DataError(f"std is {list(std)}", hint="each number of data.std must be above 0")
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), x_NCHW.device)
+    return torch.addcmul(shift, x_NCHW.float(), scale)
+
+
+@lru_cache(maxsize=16)  # a transfer to the device in every batch would make the host wait for it
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
     scale_C = 1 / (255 * torch.tensor(std, dtype=torch.float64))
     shift_C = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
-    shape = (channels, 1, 1)
-    scale = scale_C.float().to(x_NCHW.device).view(shape)
-    shift = shift_C.float().to(x_NCHW.device).view(shape)
-    return torch.addcmul(shift, x_NCHW.float(), scale)
+    scale, shift = (value.float().to(device).view(-1, 1, 1) for value in (scale_C, shift_C))
+    return scale, shift
 
 
 def draw(

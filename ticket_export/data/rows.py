@@ -160,8 +160,8 @@ def pixels_from_box(image: Image, box: tuple[int, int, int, int], side: int) -> 
         side: of the square it is scaled to.
     """
     left, top, width, height = box
-    part = image.convert("RGB").crop((left, top, left + width, top + height))
-    return _chw(part.resize((side, side), _bilinear()))
+    part = image.crop((left, top, left + width, top + height))
+    return _chw(part.convert("RGB").resize((side, side), _bilinear()))
 
 
 def mixed_sizes(first: str, first_shape: tuple[int, ...], other: str, shape: tuple[int, ...]) -> DataError:

@@ -33,7 +33,8 @@ class DataSection(Section):
         label_column: of such a set; None is the only one that holds classes.
         resize: pixels of the shorter side after scaling; 0 leaves images as they are, all of one size.
         crop: side of the square taken from the middle after that; 0 is `resize`.
-        streamed: images are decoded by worker processes when they are needed, and not held in memory.
+        streamed: images are decoded by worker processes when they are needed, in three channels, and not held
+            in memory.
         workers: processes that decode streamed images; None is one per core of the training. No key has it.
         mean: per channel, subtracted after the pixels are scaled to 0..1; empty means no normalisation.
         std: per channel, divided by after `mean` is subtracted; as many values as `mean`.
