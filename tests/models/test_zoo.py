@@ -12,7 +12,6 @@ from ticket_export.errors import DataError, RecipeError
 from ticket_export.models.facts import ZOO_FACTS
 from ticket_export.models.load import build
 from ticket_export.models.resnet import Bottleneck, PadShortcut
-from ticket_export.models.wide_resnet import PreActivationBlock
 from ticket_export.models.zoo import ZOO, zoo_network
 
 CIFAR = (3, 32, 32)
@@ -55,7 +54,7 @@ def test_plain_networks_hold_the_papers_number_of_weights(
         ("resnet44", 661_338),
         ("resnet56", 855_770),
         ("resnet18", 11_173_962),
-        ("wrn_32_2", 1_855_578),
+        ("wrn_32_2", 1_860_522),
         ("vgg16", 14_724_042),
         ("mobilenet_v1", 3_217_226),
     ],
@@ -86,7 +85,7 @@ def test_networks_for_imagenet_hold_the_parameters_and_cost_the_macs_of_torchvis
     [
         ("resnet18", {}, 555_417_600),
         ("resnet50", {"stem": "cifar"}, 1_297_809_408),
-        ("wrn_32_2", {}, 270_974_976),
+        ("wrn_32_2", {}, 275_611_648),
         ("vgg16", {}, 313_196_544),
         ("mobilenet_v1", {}, 46_344_192),
     ],
@@ -113,17 +112,12 @@ def test_convolutions_begin_kaiming_normal_by_their_fan_out(name: str) -> None:
             assert float(module.weight.detach().mean().abs()) < 0.1 * (2 / fan_out) ** 0.5, key
 
 
-def test_a_pre_activation_block_projects_what_its_first_norm_activates() -> None:
-    block = PreActivationBlock(2, 4, stride=2).eval()
-    block.bn1.bias.data.fill_(1.0)
-    block.conv2.weight.data.zero_()
-    x_NCHW = torch.randn(3, 2, 6, 6)
-    activated_NCHW = torch.relu(block.bn1(x_NCHW))
-    projected_NCHW = nn.functional.conv2d(activated_NCHW, block.get_parameter("shortcut.weight"), stride=2)
-    assert torch.equal(block(x_NCHW), projected_NCHW)
-    plain = PreActivationBlock(2, 2, stride=1).eval()
-    plain.conv2.weight.data.zero_()
-    assert torch.equal(plain(x_NCHW), x_NCHW)
+def test_wrn_32_2_is_the_cifar_resnet_of_depth_32_with_twice_the_channels() -> None:
+    wide, plain = (network(name).state_dict() for name in ("wrn_32_2", "resnet32"))
+    assert list(wide) == list(plain)
+    assert wide["conv1.weight"].shape == (32, 3, 3, 3)
+    widths = {key: len(tensor) for key, tensor in wide.items() if tensor.ndim and "linear" not in key}
+    assert widths == {key: 2 * len(plain[key]) for key in widths}
 
 
 def test_the_second_convolution_of_a_bottleneck_takes_the_stride_on_a_quarter_of_the_channels() -> None:

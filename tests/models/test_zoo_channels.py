@@ -104,12 +104,12 @@ def test_the_streams_of_wrn_32_2_are_one_group_a_stage_and_nothing_but_the_outpu
     _, groups = zoo("wrn_32_2")
     stages = (("layer1", 32), ("layer2", 64), ("layer3", 128))
     inner = {f"{stage}.{i}.conv1": width for stage, width in stages for i in range(5)}
-    streams = {f"{stage}.0.conv2": width for stage, width in stages}
-    assert widths(groups) == {"conv1": 16, **inner, **streams, "linear": 10}
-    assert {group.name for group in groups if group.is_inner} == {"conv1", *inner, "linear"}
+    streams = {"conv1": 32, "layer2.0.conv2": 64, "layer3.0.conv2": 128}  # the stem writes the first one
+    assert widths(groups) == {**inner, **streams, "linear": 10}
+    assert {group.name for group in groups if group.is_inner} == {*inner, "linear"}
     for group in groups:
         assert (group.pinned is not None) == (group.name == "linear")
-        if group.name in streams:  # the shortcut and the second convolution of each block
+        if group.name in streams:  # the stem or the shortcut, and the second convolution of each block
             assert len(group.producers) == 6
 
 
@@ -213,8 +213,8 @@ def test_refilled_tickets_of_wrn_32_2_narrow_its_streams_too_and_compute_what_th
     elements = imp_mask(weights, names, level=1, drop_fraction=0.5)
     mask = refill(elements, weights, groups, scope="coupled", round_to=8)
     kept = mask.kept_widths()
-    assert [kept[f"layer{stage}.0.conv2"] for stage in (1, 2, 3)] == [24, 40, 64]
-    assert (kept["conv1"], kept["linear"]) == (16, 10)
+    assert [kept[name] for name in ("conv1", "layer2.0.conv2", "layer3.0.conv2")] == [24, 40, 64]
+    assert kept["linear"] == 10
     small = small_from_mask(model, groups, mask)
     dense_macs = count_costs(model, images(8)).macs
     assert count_costs(small, images(8)).macs < 0.45 * dense_macs

@@ -89,7 +89,7 @@ ZOO_FACTS: Mapping[str, ZooFacts] = {
         fixed_size=False,
         stem="conv1",
         classifier="linear",
-        source="Zagoruyko & Komodakis 2016 (arXiv 1605.07146), table 1, with five blocks a stage",
+        source="Chen et al. 2022 (arXiv 2202.04736), released code: He et al.'s depth 32, twice as wide",
     ),
     "vgg16": ZooFacts(
         has_norm=True,

@@ -11,9 +11,8 @@ from ticket_export.errors import DataError, RecipeError
 from ticket_export.models.facts import ZOO_FACTS
 from ticket_export.models.mobilenet import MobileNetV1
 from ticket_export.models.plain import ConvNet, LeNet300100
-from ticket_export.models.resnet import cifar_resnet, resnet18, resnet50
+from ticket_export.models.resnet import cifar_resnet, resnet18, resnet50, wrn_32_2
 from ticket_export.models.vgg import VGG16
-from ticket_export.models.wide_resnet import wrn_32_2
 
 ImageShape = tuple[int, int, int]  # channels, height, width
 
