@@ -11,6 +11,7 @@ from small_training import net, settings, trained
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ticket_export.data.augment import normalise
 from ticket_export.train import loop
 from ticket_export.train.distill import Distill
 from ticket_export.train.penalty import GammaL1, GrowingL2
@@ -97,6 +98,21 @@ def test_no_step_and_no_validation_reads_a_value(
     made = settings(**({"epochs": 2} | changed))
     mode = watched(monkeypatch, made, **(additions if has_additions else {}))
     assert mode.num_operations > 200  # of eight steps
+
+
+def test_a_second_batch_makes_no_constants_to_normalise_with() -> None:
+    made: list[str] = []
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    x_NCHW = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    normalise(x_NCHW, [0.25, 0.5, 0.75], [0.5, 0.25, 0.5])
+    with Noting():
+        normalise(x_NCHW, [0.25, 0.5, 0.75], [0.5, 0.25, 0.5])
+    assert made == ["aten._to_copy.default", "aten.addcmul.default"]
 
 
 def test_the_watch_sees_a_value_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

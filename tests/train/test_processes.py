@@ -47,3 +47,6 @@ def test_two_processes_share_each_batch_and_train_the_same_weights_as_one(tmp_pa
     for name, value in one.items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], value, rtol=1e-6, atol=1e-9)
+    assert len(one["plain.losses"]) == 3
+    assert len(one["additions.losses"]) == 2  # one process of them ended it
+    assert len(one["additions.validations"]) == 4  # after steps 3, 4, 6 and 8
