@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from ticket_export.errors import DataError
 from ticket_export.pipeline import plan, run
 from ticket_export.pipeline.context import Context
 from ticket_export.pipeline.deploy import _calibration_images
-from ticket_export.pipeline.images import data_hash, images_of
+from ticket_export.pipeline.images import check_images, data_hash, images_of
 from ticket_export.recipe.data_section import DataSection
 from ticket_export.recipe.load import load_recipe
 from ticket_export.recipe.schema import Recipe
@@ -129,6 +130,22 @@ def test_other_labels_are_another_hash_though_the_files_keep_their_size(tmp_path
     same, again, other = (data_hash(section(source="hub", path=str(root))) for root in roots)
     assert same == again
     assert same != other
+
+
+def test_a_set_on_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="hub:me/pets cannot be loaded: Couldn't reach"):
+        data_hash(section(source="hub:me/pets"))
+    datasets.load_dataset(str(parquet(tmp_path / "pets", 0)))
+    (made,) = (path for path in (tmp_path / "cache/pets/default/0.0.0").iterdir() if path.is_dir())
+    place = tmp_path / "cache/me___pets/default/0.0.0" / ("c0ffee" + "0" * 34)  # as a download would leave it
+    place.parent.mkdir(parents=True)
+    made.rename(place)
+    assert data_hash(section(source="hub:me/pets")) == place.name
+    assert check_images(section(source="hub:me/pets")) is None  # its size is known when it was fetched
+    with pytest.raises(DataError, match="hub:me/pets has no split 'val'"):
+        check_images(section(source="hub:me/pets", test_split="val"))
 
 
 def test_an_image_folder_is_hashed_alike_by_both_readers_of_it(tmp_path: Path) -> None:
