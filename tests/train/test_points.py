@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from small_training import equal, net, settings, still, trained
+import torch
+from small_training import AUGMENT, equal, images, net, settings, still, trained
 
+from ticket_export.data.batches import Batches
 from ticket_export.errors import TrainError
 from ticket_export.train.points import Point, Points
 from ticket_export.train.progress import Event
@@ -103,3 +105,11 @@ def test_a_snapshot_outside_the_training_is_refused(snapshot: Point, text: str) 
 def test_a_snapshot_at_the_start_is_what_the_training_starts_from() -> None:
     result = trained(start_epoch=1, start_step=2, snapshot_epoch=1, snapshot_step=2)
     assert equal(result.snapshot, net().state_dict())
+
+
+def test_the_batches_before_a_start_are_not_read() -> None:
+    held = images()
+    batches = Batches(x=held.train_x, y=held.train_y, batch=16, augment=AUGMENT, seed_path=(0, "any"))
+    whole, rest = list(batches.epoch(3)), list(batches.epoch(3, first=3))
+    assert (len(whole), len(rest)) == (4, 1)
+    assert all(map(torch.equal, whole[3], rest[0]))

@@ -66,11 +66,12 @@ class Batches:
         """Return the number of batches in an epoch."""
         return len(self.y) // self.batch_size
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, *, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of one epoch: float32 [batch, C, H, W] and int64 [batch].
 
         Args:
             epoch: 0 is the first.
+            first: batches to leave out at its start; they are not read.
         """
         root, *path = self.seed_path
         name = f"epoch-{epoch}"
@@ -84,7 +85,7 @@ class Batches:
         )
         parts = [
             slice(index * self.batch_size + self.shard[0], (index + 1) * self.batch_size, self.shard[1])
-            for index in range(self.num_batches)
+            for index in range(first, self.num_batches)
         ]
         on_device = order.to(self.y.device)
         if isinstance(self.x, Tensor):

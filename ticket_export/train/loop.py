@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -190,7 +189,7 @@ def _epoch(run: Run, epoch: int, on_event: Callable[[Event], None] | None) -> Ep
     num_batches, first = run.batches.num_batches, run.plan.points.first_step(epoch)
     begun_s = event_s = time.perf_counter()
     totals = torch.zeros(2, dtype=torch.float64, device=run.device)  # loss, correct; added up without waiting
-    for step, (x_NCHW, y_N) in enumerate(islice(run.batches.epoch(epoch), first, None), first):
+    for step, (x_NCHW, y_N) in enumerate(run.batches.epoch(epoch, first=first), first):
         if run.plan.points.is_snapshot(epoch, step):
             run.share_buffers()
             run.snapshot = state_copy(run.model)
