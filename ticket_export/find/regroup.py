@@ -223,10 +223,10 @@ def _clustered_rows(lives_O: Tensor, options: _Options) -> tuple[Tensor, int]:
 
 
 def _num_columns(surviving: int, weights_per_column: int, num_columns: int, options: _Options) -> int:
-    """Return k: in whole numbers, since the remaining fraction times the columns is `surviving` columns."""
-    num_kept = max(1, -(-surviving // weights_per_column))
-    # 0.2 * 5 columns is 1.0000000000000002 of one: rounding noise must not keep one more
-    num_kept += math.ceil(options.extra_fraction * (num_columns - num_kept) - 1e-9)
+    """Return k; the remaining fraction times the number of columns is `surviving / weights_per_column`."""
+    budget = surviving / weights_per_column
+    budget += options.extra_fraction * (num_columns - budget)
+    num_kept = max(1, math.ceil(budget - 1e-6))  # rounding noise must not keep one column more
     return min(num_columns, -(-num_kept // options.round_to) * options.round_to)
 
 
