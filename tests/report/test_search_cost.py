@@ -87,6 +87,25 @@ def test_a_teacher_is_part_of_the_cost(manifests: list[Manifest], machine: Manif
     assert [one.subject for one in cost.trained] == ["dense", "uniform@2"]
 
 
+@pytest.mark.parametrize(
+    ("rewind", "epochs"),
+    [({"rewind_epoch": 3}, [3]), ({"rewind_epoch": 2, "rewind_step": 40}, [3]), ({"rewind_epoch": 0}, [])],
+)
+def test_a_dense_training_that_gives_the_rewind_point_alone_counts_up_to_it(
+    manifests: list[Manifest], machine: Manifest, rewind: dict[str, int], epochs: list[int]
+) -> None:
+    for replicate in range(3):
+        dense = _only(manifests, "train", "dense", replicate)
+        dense["sections"] = {"find": rewind}
+        _only(manifests, "find", "ticket@1", replicate)["parents"] = {"start": _name(dense)}
+    report = report_from_manifests("digits", machine, manifests)
+    cost = _cost(report, "ticket@1")
+    assert [one.num_epochs for one in cost.trained] == [*epochs, 10]
+    assert cost.macs_ratio == pytest.approx((sum(epochs) + 10 * 0.72) / 12, rel=1e-6)
+    assert cost.seconds == pytest.approx(1.5 * (sum(epochs) + 10 * (0.3 + 0.7 * 0.72)))
+    assert [one.num_epochs for one in _cost(report, "ticket@2").trained] == [12, 10, 10]
+
+
 def test_a_search_that_stops_early_is_a_fraction_of_a_dense_training(
     manifests: list[Manifest], machine: Manifest
 ) -> None:
@@ -104,7 +123,7 @@ def test_a_search_that_stops_early_is_a_fraction_of_a_dense_training(
     assert cost.macs_ratio == pytest.approx((3 + 10 * 0.72) / 12, rel=1e-6)
     assert "| ticket@1       | search@1 3 + own 10 " in markdown(report)
     assert "search@1" not in report.subjects
-    assert "search is a training that only finds a mask" in dict(reading(report))["Subjects"]
+    assert "search is a training that only prepares its ticket" in dict(reading(report))["Subjects"]
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_the_summary_gives_each_number_its_n_and_interval(report_of: MakeReport)
     )
     assert tickets == "No ticket is shown not to lose to dense; not resolved: ticket@1 and ticket@2."
     assert mattered == (
-        "ticket@2: whether its initialisation mattered is not resolved; its choice of channels mattered."
+        "ticket@2: its choice of channels mattered; whether its initialisation mattered is not resolved."
     )
     assert "ticket@2 wins over uniform@2 (+0.33, 95 %: +0.05 to +0.62) and random@2 (+1.30" in second
     assert (

@@ -43,14 +43,23 @@ class Lineage:
         training = self.training(subject, replicate)
         return self._parent(training, "mask") if "mask" in training["parents"] else None
 
-    def trainings_behind(self, training: Manifest) -> list[Manifest]:
+    def trainings_behind(self, training: Manifest) -> list[tuple[Manifest, float]]:
         """Return all trainings that `training` depends on, through finders too, and itself last.
 
-        A control that takes only its MACs from the ticket does not depend on how the ticket was found.
+        Beside each stands for how many of its epochs it was needed: all, or those before the rewind point of
+        a dense training that nothing else was taken from. A control that takes only its MACs from the ticket
+        does not depend on how the ticket was found.
         """
         found: dict[str, Manifest] = {}
-        self._collect(training, found)
-        return [manifest for manifest in found.values() if manifest["stage"] == "train"]
+        rewound: dict[str, Manifest] = {}
+        self._collect(training, found, rewound)
+        needed = [
+            (dense, epochs)
+            for name, dense in rewound.items()
+            if name not in found and (epochs := _epochs_before_rewind(dense))
+        ]
+        trained = [manifest for manifest in found.values() if manifest["stage"] == "train"]
+        return needed + [(manifest, num_epochs(manifest)) for manifest in trained]
 
     def num_epochs_learnt(self, training: Manifest) -> float:
         """Return for how many epochs the weights have learnt at the end, those before the start included."""
@@ -58,17 +67,20 @@ class Lineage:
         if "weights" in training["parents"]:
             return own + self.num_epochs_learnt(self._parent(training, "weights"))
         if "start" in training["parents"]:
-            rewind_epoch: float = self._parent(training, "start")["sections"]["find"]["rewind_epoch"]
-            return own + rewind_epoch
+            return own + _rewind_epoch(self._parent(training, "start"))
         return own
 
-    def _collect(self, manifest: Manifest, found: dict[str, Manifest]) -> None:
+    def _collect(self, manifest: Manifest, found: dict[str, Manifest], rewound: dict[str, Manifest]) -> None:
+        """Add what `manifest` needs to `found`, parents first; to `rewound` what it takes a start from."""
         kind = manifest["facts"]["subject"].partition("@")[0]
-        for role in manifest["parents"]:
-            if not (role == "like" and kind in _TAKES_ONLY_MACS):
-                parent = self._parent(manifest, role)
-                if manifest["parents"][role] not in found:
-                    self._collect(parent, found)
+        for role, name in manifest["parents"].items():
+            if role == "like" and kind in _TAKES_ONLY_MACS:
+                continue
+            parent = self._parent(manifest, role)
+            if role == "start":
+                rewound[name] = parent
+            elif name not in found:
+                self._collect(parent, found, rewound)
         found[_name(manifest)] = manifest
 
     def _parent(self, manifest: Manifest, role: str) -> Manifest:
@@ -113,6 +125,17 @@ def num_epochs(training: Manifest) -> float:
     # stores of before hold the history alone
     epochs: float = facts["num_epochs"] if "num_epochs" in facts else len(facts["history"])
     return epochs
+
+
+def _rewind_epoch(dense: Manifest) -> float:
+    epoch: float = dense["sections"]["find"]["rewind_epoch"]
+    return epoch
+
+
+def _epochs_before_rewind(dense: Manifest) -> float:
+    """Return how many epochs lead to the rewind point, one that was begun as a whole one."""
+    has_step = "rewind_step" in dense["sections"]["find"]  # sections hold no defaults
+    return _rewind_epoch(dense) + has_step
 
 
 def _name(manifest: Manifest) -> str:

@@ -10,8 +10,8 @@ _SUBJECTS: Mapping[str, str] = {
     "dense": "dense is the network before anything is cut.",
     "ticket": "ticket@2 is the network that the second level of the method keeps, trained; its controls have "
     "the same level.",
-    "search": "search is a training that only finds a mask: it is part of what its ticket cost and is never "
-    "measured.",
+    "search": "search is a training that only prepares its ticket: it is part of what the ticket cost, and "
+    "is never measured.",
     "unstructured": "unstructured is the dense network with single weights at zero, as magnitude pruning "
     "left it, trained and unshrunk.",
     "uniform": "uniform shrinks every layer alike, to the ticket's MACs, and has new weights.",

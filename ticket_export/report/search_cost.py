@@ -14,7 +14,10 @@ from ticket_export.report.order import subject_order
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """One training that was needed: of what, for how many epochs, at how many MACs per image."""
+    """One training that was needed: of what, for how many of its epochs, at how many MACs per image.
+
+    `seconds` is the share of those epochs.
+    """
 
     subject: str
     num_epochs: float
@@ -76,14 +79,14 @@ def _cost(lineage: Lineage, subject: str, replicate: int) -> SearchCost:
     trained = tuple(
         Trained(
             subject=one["facts"]["subject"],
-            num_epochs=num_epochs(one),
+            num_epochs=epochs,
             macs=one["facts"]["macs"],
-            seconds=one["facts"]["seconds"],
+            seconds=one["facts"]["seconds"] * epochs / num_epochs(one),
         )
-        for one in behind
+        for one, epochs in behind
     )
     seconds = sum(one.seconds for one in trained)
-    comparable = all(_place(one) == _place(dense) for one in behind)
+    comparable = all(_place(one) == _place(dense) for one, _ in behind)
     return SearchCost(
         subject=subject,
         replicate=replicate,

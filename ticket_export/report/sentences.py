@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ticket_export.report.intervals import LOSES, NOT_RESOLVED, NUM_REPLICATES_NEEDED, WINS
+from ticket_export.report.intervals import LOSES, NOT_RESOLVED, NUM_REPLICATES_NEEDED, VERDICTS, WINS
 from ticket_export.report.rows import Report
 from ticket_export.report.verdict import (
     SubjectLine,
@@ -100,7 +100,11 @@ def mattered_sentence(report: Report) -> str:
     last = [worth for worth in first_worths(report) if worth.ticket == last_ticket(report)]
     if not last or not last[0].answers:
         return ""
-    return f"{last[0].ticket}: {'; '.join(_answer_words(answer) for answer in last[0].answers)}."
+    questions_by_word: dict[str, list[str]] = {}
+    for answer in last[0].answers:
+        questions_by_word.setdefault(answer.word, []).append(answer.question)
+    told = [_mattered(questions_by_word[word], word) for word in VERDICTS if word in questions_by_word]
+    return f"{last[0].ticket}: {'; '.join(told)}."
 
 
 def worth_sentence(worth: Worth) -> str:
@@ -124,19 +128,15 @@ def _unequal_epochs(worth: Worth) -> str:
 
 
 def _answer_sentence(answer: Answer) -> str:
-    words, against = _answer_words(answer), f"it {_against(answer.verdicts)}"
+    words, against = _mattered([answer.question], answer.word), f"it {_against(answer.verdicts)}"
     missing = f"; {listed(answer.missing)} was not measured" if answer.missing else ""
     return f"{words[0].upper()}{words[1:]}: {against.removeprefix(f'it is {NOT_RESOLVED} ')}{missing}."
 
 
-def _answer_words(answer: Answer) -> str:
-    match answer.word:
-        case "wins":
-            return f"its {answer.question} mattered"
-        case "loses":
-            return f"its {answer.question} did harm"
-        case _:
-            return f"whether its {answer.question} mattered is {NOT_RESOLVED}"
+def _mattered(questions: Sequence[str], word: str) -> str:
+    if word == NOT_RESOLVED:
+        return f"whether its {' or its '.join(questions)} mattered is {NOT_RESOLVED}"
+    return f"its {' and its '.join(questions)} {'mattered' if word == WINS else 'did harm'}"
 
 
 def unstructured_sentence(report: Report) -> str:
