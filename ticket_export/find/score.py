@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from ticket_export.channels.graph import ChannelGroup
 from ticket_export.errors import ShrinkError
-from ticket_export.train.penalty import norm_scales
 
 # What of torch-pruning can be asked for, by the name in recipes; True where it reads gradients
 TORCH_PRUNING: Mapping[str, tuple[str, bool]] = {
@@ -45,21 +44,6 @@ def taylor_saliency(model: nn.Module, x_NCHW: Tensor, y_N: Tensor) -> dict[str, 
         for name, parameter in model.named_parameters()
         if parameter.grad is not None
     }
-
-
-def gamma_scores(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
-    """Return group name -> mean |gamma| of the norms behind each channel, float64 [width].
-
-    Groups without a norm are left out. Source: Liu et al. 2017 (arXiv 1708.06519).
-    """
-    names = set(norm_scales(model))
-    scores = {}
-    for group in groups:
-        scales = [member for member in group.members if member.tensor in names]
-        if scales and group.pinned is None:
-            gammas = [model.get_parameter(m.tensor).detach().cpu().double().abs()[m.indices] for m in scales]
-            scores[group.name] = torch.cat(gammas, 1).mean(1)
-    return scores
 
 
 def torch_pruning_scores(

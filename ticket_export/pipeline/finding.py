@@ -23,7 +23,7 @@ from ticket_export.find.control import (
     uniform_mask,
 )
 from ticket_export.find.depgraph import depgraph_mask
-from ticket_export.find.early_bird import gamma_mask
+from ticket_export.find.early_bird import gamma_mask, gamma_scores
 from ticket_export.find.imp import imp_mask, last_linear, layer_drop_fractions, prunable_weights
 from ticket_export.find.in_loop import prune_round
 from ticket_export.find.refill import (
@@ -36,7 +36,7 @@ from ticket_export.find.refill import (
 )
 from ticket_export.find.regroup import regroup, require_regroupable
 from ticket_export.find.rst import rst_mask
-from ticket_export.find.score import gamma_scores, taylor_saliency, torch_pruning_scores
+from ticket_export.find.score import taylor_saliency, torch_pruning_scores
 from ticket_export.models.facts import ZOO_FACTS
 from ticket_export.pipeline.budgets import cost_counter
 from ticket_export.pipeline.context import Context
