@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_chain import Chain, tiny_recipe, write_images
+from tiny_chain import Chain, published, tiny_recipe, write_images
 
 from ticket_export.channels.costs import count_costs
 from ticket_export.channels.mask import ElementMask
@@ -45,17 +45,6 @@ def _one_core() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(coordinate, "num_usable_cores", lambda: 1)
         yield
-
-
-def published(out: Path) -> dict[str, str]:
-    """The sha256 of every published file but measured samples, by stage, key and name."""
-    found = {}
-    for path in out.glob("store/*/*/manifest.json"):
-        manifest = json.loads(path.read_text())
-        if manifest["stage"] != "measure":
-            for name, stored in manifest["files"].items():
-                found[f"{manifest['stage']}/{manifest['key']}/{name}"] = stored["sha256"]
-    return found
 
 
 @pytest.fixture(scope="module")

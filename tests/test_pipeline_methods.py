@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_chain import Chain, tiny_recipe, write_images
+from tiny_chain import Chain, published, tiny_recipe, write_images
 
 from ticket_export.channels.mask import ElementMask
 from ticket_export.errors import ShrinkError, TrainError
 from ticket_export.find.early_bird import EarlyBird
-from ticket_export.pipeline import coordinate, run
+from ticket_export.pipeline import coordinate, learn, run
 from ticket_export.pipeline.graph import nodes_of
 from ticket_export.pipeline.networks import network_of, trained_network
 from ticket_export.pipeline.nodes import hash_inputs
@@ -243,3 +245,42 @@ def test_the_lowest_validation_loss_is_looked_at_between_epochs(images: Path, ou
     assert early["iteration"] % 2 == 0
     assert 0 <= early["test_accuracy"] <= 1
     assert early["val_loss"] == made.facts("train", "ticket@1")["min_val_loss"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "without"),
+    [
+        (("find.method=channel_imp",), ()),
+        (EARLY_BIRD, ("levels",)),
+        (RST, ("levels",)),
+        (("find.distill={weight: 0.5, temperature: 4.0}", "find.levels=1"), ()),
+    ],
+    ids=["channel_imp", "early_bird", "rst", "distilled"],
+)
+def test_trainings_broken_off_after_every_epoch_end_bit_equal(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+    without: tuple[str, ...],
+) -> None:
+    recipe = tiny_recipe(images, *overrides, "find.controls=[]", without=without)
+    run(recipe, tmp_path / "calm", until="train")
+    monkeypatch.setattr(learn, "train", partial(learn.train, checkpoint_interval_s=0.0))
+    seen: set[tuple[str, float]] = set()
+
+    def break_off(event: Mapping[str, Any]) -> None:
+        """Stop once at the end of each epoch of each training, when its checkpoint is not yet written."""
+        moment = (str(event.get("key")), float(event.get("epoch", 0.5)))
+        if event["event"] == "progress" and moment[1] % 1 == 0 and moment not in seen:
+            seen.add(moment)
+            raise KeyboardInterrupt
+
+    for _ in range(40):
+        try:
+            run(recipe, tmp_path / "broken", until="train", emit=break_off)
+            break
+        except KeyboardInterrupt:
+            continue
+    assert len(seen) >= 5
+    assert published(tmp_path / "broken") == published(tmp_path / "calm")

@@ -86,3 +86,14 @@ class Chain:
 
     def mask(self, subject: str) -> Mask:
         return Mask.from_json(json.loads(self.file("find", subject, "mask.json").read_text()))
+
+
+def published(out: Path) -> dict[str, str]:
+    """The sha256 of every published file but measured samples, by stage, key and name."""
+    found = {}
+    for path in out.glob("store/*/*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        if manifest["stage"] != "measure":
+            for name, stored in manifest["files"].items():
+                found[f"{manifest['stage']}/{manifest['key']}/{name}"] = stored["sha256"]
+    return found
