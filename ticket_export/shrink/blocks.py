@@ -64,7 +64,7 @@ class BlockForm:
     Attributes:
         model: the same function; a layer that is not dense is a `BlockConv2d`, and the norm behind it, which
             it computes too, is an Identity.
-        layers: path of each Conv2d -> how it is executed.
+        layers: path of each two-dimensional convolution that mixes channels -> how it is executed.
         macs: multiply-adds that the network executes for one image; `macs_dense`: those of the given one.
         rel_error: largest max|a-b| / max|b| against the given network over all trial inputs.
     """
@@ -98,9 +98,11 @@ def block_form(
         model: in float32 or float64; it is never changed. Masks of `torch.nn.utils.prune` are made permanent
             on the copy.
         example_inputs: a tensor or a tuple of tensors as for `torch.export`, axis 0 is the batch.
-        min_rows: rows of a block, at least; smaller ones are joined. 8 rows run slower than the dense
-            convolution (benchmarks/results/regroup_forms_*).
-        min_saved_fraction: share of a layer's MACs that its blocks must save, above 0.
+        min_rows: rows of a block, at least; smaller ones are joined. Blocks of 8 rows that read half of 64
+            channels run at 0.80x of the dense convolution, of 16 rows at 1.31x (32x32 pixels, batch 1, ONNX
+            Runtime 1.32.0 on one thread of a 2-core EPYC, n = 15 interleaved calls).
+        min_saved_fraction: share of a layer's MACs that its blocks must save, in [0, 1): gathers and joins
+            cost time that MACs do not count. A layer that would save nothing stays dense.
         tolerance: allowed max|a-b| / max|b|; at most 1e-9 for a model in float64.
 
     Raises:
