@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ticket_export.channels.graph import ChannelGroup
-from ticket_export.channels.mask import Mask
+from ticket_export.channels.mask import ElementMask, Mask
 from ticket_export.errors import ShrinkError
-from ticket_export.find.control import random_mask, uniform_mask
+from ticket_export.find.control import random_mask, shuffled_blocks, shuffled_elements, uniform_mask
 
 
 def groups(*widths: int, pinned: int = 5) -> list[ChannelGroup]:
@@ -83,3 +83,23 @@ def test_a_network_without_free_groups_stays_whole() -> None:
 def test_round_to_below_one_is_refused() -> None:
     with pytest.raises(ShrinkError, match="round_to is 0"):
         uniform_mask(groups(4), round_to=0, target_macs=1, macs_of=macs)
+
+
+def test_shuffled_elements_keep_as_many_of_every_layer_elsewhere() -> None:
+    generator = torch.Generator().manual_seed(0)
+    kept = ElementMask({"a": torch.arange(60).view(6, 10) < 20, "b": torch.arange(40) < 30})
+    shuffled = shuffled_elements(kept, generator).keep_by_parameter
+    assert {name: int(keep.sum()) for name, keep in shuffled.items()} == {"a": 20, "b": 30}
+    assert not torch.equal(shuffled["a"], kept.keep_by_parameter["a"])
+
+
+def test_shuffled_blocks_have_the_same_blocks_at_other_rows_and_columns() -> None:
+    generator = torch.Generator().manual_seed(0)
+    keep = torch.zeros(8, 6, 3, 3, dtype=torch.bool)
+    keep[:4, :2], keep[4:, 2:5] = True, True
+    moved = shuffled_blocks(ElementMask({"conv": keep}), generator).keep_by_parameter["conv"]
+    supports = [tuple(row.nonzero().flatten().tolist()) for row in moved.flatten(2).all(2)]
+    assert torch.equal(moved.flatten(2).all(2), moved.flatten(2).any(2))  # whole kernels
+    assert sorted(map(len, supports)) == [2] * 4 + [3] * 4
+    assert len(set(supports)) == 2
+    assert not torch.equal(moved, keep)
