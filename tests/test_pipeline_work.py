@@ -19,7 +19,7 @@ import pytest
 
 from ticket_export import stages
 from ticket_export.errors import RecipeError, StoreError, TrainError, WorkerDiedError
-from ticket_export.pipeline import nodes, plan, run, work, worker
+from ticket_export.pipeline import graph, nodes, plan, run, work, worker
 from ticket_export.recipe.load import load_recipe
 from ticket_export.recipe.schema import Recipe
 from ticket_export.store.key import sha256_of_file
@@ -120,7 +120,7 @@ def test_widths_are_timed_alone_between_what_they_read_and_what_reads_them(
     recipe = load_recipe(SMOKE, ["replicates=2", "shrink.round_to=auto"])
     events: Events = []
     run(recipe, tmp_path, workers=workers, until="measure", emit=lambda event: events.append(dict(event)))
-    made = nodes.nodes_of(recipe, nodes.hash_inputs(recipe), machine_facts()["fingerprint"])
+    made = graph.nodes_of(recipe, nodes.hash_inputs(recipe), machine_facts()["fingerprint"])
     timed = {node.key for node in made if node.is_timed}
     order = [(event["event"], event["key"]) for event in events if event["event"] in ("start", "done")]
     assert len([key for word, key in order if word == "done"]) == len(made)
@@ -261,7 +261,7 @@ def test_workers_of_another_version_end_the_run_instead_of_waiting_for_ever(
 ) -> None:
     train = stages.STAGES["train"]
     newer = {**stages.STAGES, "train": replace(train, revision=train.revision + 1)}
-    monkeypatch.setattr(nodes, "STAGES", newer)  # here alone: the workers import their own
+    monkeypatch.setattr(graph, "STAGES", newer)  # here alone: the workers import their own
     with pytest.raises(WorkerDiedError, match="the package or the machine has changed since the run began"):
         go(workers=2)
 

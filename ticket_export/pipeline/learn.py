@@ -107,6 +107,7 @@ def train_step(context: Context, node: Node, folder: Path, scratch: Path, progre
         "early_stop": early_stop,
         "seconds": result.seconds,
         "threads": context.threads,
+        "processes": result.num_processes,
         "device": str(device),
         "params": costs.params,
         "macs": costs.macs,

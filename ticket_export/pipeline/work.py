@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -20,6 +21,7 @@ from ticket_export.store.store import DISK_ERRORS, Claim, Damage, Store, store_e
 
 if TYPE_CHECKING:
     from ticket_export.pipeline.context import Context
+    from ticket_export.pipeline.together import Lead
 
 Event: TypeAlias = Mapping[str, Any]  # Any: JSON values
 Emit: TypeAlias = Callable[[Event], None]
@@ -38,7 +40,7 @@ class Step(Protocol):
 # Each step by module and name: they are imported when they have work, and most of them load torch.
 STEPS: Mapping[str, tuple[str, str]] = {
     "train": ("ticket_export.pipeline.learn", "train_step"),
-    "find": ("ticket_export.pipeline.learn", "find_step"),
+    "find": ("ticket_export.pipeline.finding", "find_step"),
     "shrink": ("ticket_export.pipeline.deploy", "shrink_step"),
     "export": ("ticket_export.pipeline.deploy", "export_step"),
     "accuracy": ("ticket_export.pipeline.timing", "accuracy_step"),
@@ -46,7 +48,7 @@ STEPS: Mapping[str, tuple[str, str]] = {
 }
 
 
-def work(nodes: Sequence[Node], store: Store, context: Context, emit: Emit) -> None:
+def work(nodes: Sequence[Node], store: Store, context: Context, emit: Emit, lead: Lead | None = None) -> None:
     """Return when every node is complete, made here or by another process, the first of `nodes` first.
 
     Args:
@@ -54,6 +56,7 @@ def work(nodes: Sequence[Node], store: Store, context: Context, emit: Emit) -> N
         store: where results are.
         context: what the steps need.
         emit: called with an event at the start and end of each node made here, and in between.
+        lead: of the other processes that share the trainings, or None where this one is alone.
 
     Raises:
         StoreError: the disk refuses.
@@ -70,7 +73,7 @@ def work(nodes: Sequence[Node], store: Store, context: Context, emit: Emit) -> N
                 claim = store.claim(node.stage, node.key)
                 if claim is not None:
                     with claim:
-                        _make(node, claim, context, emit)
+                        _make(node, claim, context, emit, lead)
                     done.add(node)
                     made = True
                     break  # look again from the most urgent one
@@ -99,15 +102,17 @@ def event_of(node: Node) -> dict[str, Any]:  # Any: JSON values
     }
 
 
-def _make(node: Node, claim: Claim, context: Context, emit: Emit) -> None:
+def _make(node: Node, claim: Claim, context: Context, emit: Emit, lead: Lead | None) -> None:
     emit({**event_of(node), "event": "start"})
     started_s = time.monotonic()
+    shared = nullcontext() if lead is None else lead.sharing(node, claim, context)
 
     def progress(event: Event) -> None:
         emit({**event_of(node), **event, "event": "progress"})
 
     try:
-        facts = _step(node)(context, node, claim.folder, claim.scratch, progress)
+        with shared:
+            facts = step_of(node)(context, node, claim.folder, claim.scratch, progress)
     except OSError as error:
         if error.errno in DISK_ERRORS:
             raise store_error(error, claim.folder) from error
@@ -115,6 +120,7 @@ def _make(node: Node, claim: Claim, context: Context, emit: Emit) -> None:
     except SafetensorError as error:  # its own kind, also when the disk is full
         hint = "if the disk is full, free some space or choose another folder with --out"
         raise StoreError(f"{claim.folder}: {error}", hint=hint) from error
+    wall_s = time.monotonic() - started_s  # of the step here: what a resumed one did before is not in it
     claim.publish(
         revision=node.revision,
         item=node.item,
@@ -122,10 +128,12 @@ def _make(node: Node, claim: Claim, context: Context, emit: Emit) -> None:
         sections=node.sections,
         facts=facts,
     )
-    emit({**event_of(node), "event": "done", "seconds": round(time.monotonic() - started_s, 3)})
+    seconds = round(time.monotonic() - started_s, 3)
+    emit({**event_of(node), "event": "done", "seconds": seconds, "wall_s": round(wall_s, 3)})
 
 
-def _step(node: Node) -> Step:
+def step_of(node: Node) -> Step:
+    """Return what makes a node."""
     module, name = STEPS[node.item["kind"] if node.stage == "measure" else node.stage]
     step: Step = getattr(import_module(module), name)
     return step

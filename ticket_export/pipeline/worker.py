@@ -17,19 +17,22 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import ticket_export
 from ticket_export import errors
 from ticket_export.errors import TicketExportError, WorkerDiedError
 from ticket_export.pipeline.graph import nodes_of
-from ticket_export.pipeline.nodes import InputHashes, longest_chain_first, nodes_until
-from ticket_export.pipeline.work import Emit, work
+from ticket_export.pipeline.nodes import InputHashes, Node, longest_chain_first, nodes_until
+from ticket_export.pipeline.work import Emit, Event, work
 from ticket_export.recipe.schema import Recipe
 from ticket_export.stages import StageWord
 from ticket_export.store.lock import release_all
 from ticket_export.store.machine import machine_facts
 from ticket_export.store.store import Store
+
+if TYPE_CHECKING:
+    from ticket_export.pipeline.together import Lead
 
 # The folder of the package comes last, so that it shadows nothing where the package is installed.
 _CODE = (
@@ -78,18 +81,30 @@ def worker_main() -> None:
     try:
         work_as_told(settings, emit)
     except TicketExportError as error:
-        kind = type(error).__name__
-        emit({"event": "error", "kind": kind, "message": error.message, "hint": error.hint})
+        emit(event_from_error(error))
         sys.exit(error.exit_code)
     except Exception as error:  # a mistake of ours: the parent shows where it happened
-        emit({"event": "error", "kind": None, "message": repr(error), "trace": traceback.format_exc()})
+        emit(event_from_error(error))
         sys.exit(1)
 
 
-def work_as_told(settings: Settings, emit: Emit) -> None:
+def work_as_told(settings: Settings, emit: Emit, lead: Lead | None = None) -> None:
     """Make every result of a wave that can be made beside others; timings are left to the parent."""
     from ticket_export.pipeline.context import Context
 
+    recipe, nodes = nodes_as_told(settings)
+    wanted = [node for node in nodes if not node.is_timed and node.wave == settings.wave]
+    store = Store(settings.out)
+    with Context(recipe, store, device=settings.device, threads=settings.threads) as context:
+        work(longest_chain_first(wanted), store, context, emit, lead)
+
+
+def nodes_as_told(settings: Settings) -> tuple[Recipe, tuple[Node, ...]]:
+    """Return the recipe and every result up to `until`, which are the ones of whoever wrote the settings.
+
+    Raises:
+        WorkerDiedError: this process names its results otherwise.
+    """
     recipe = Recipe.model_validate_json(json.dumps(settings.recipe), strict=True)
     every = nodes_of(recipe, InputHashes(**settings.inputs), machine_facts()["fingerprint"])
     nodes = nodes_until(every, settings.until)
@@ -99,10 +114,7 @@ def work_as_told(settings: Settings, emit: Emit) -> None:
             "the package or the machine has changed since the run began",
             hint="run the same command again; what was done is kept",
         )
-    wanted = [node for node in nodes if not node.is_timed and node.wave == settings.wave]
-    store = Store(settings.out)
-    with Context(recipe, store, device=settings.device, threads=settings.threads) as context:
-        work(longest_chain_first(wanted), store, context, emit)
+    return recipe, nodes
 
 
 def work_in_processes(settings: Settings, workers: int, emit: Emit) -> None:
@@ -127,7 +139,7 @@ def work_in_processes(settings: Settings, workers: int, emit: Emit) -> None:
                 running -= 1
                 _require_success(processes[index])
             elif event["event"] == "error":
-                raise _told_error(event)
+                raise error_from_event(event)
             else:
                 emit(event)
     finally:
@@ -178,7 +190,17 @@ def _require_success(process: subprocess.Popen[str]) -> None:
         )
 
 
-def _told_error(event: dict[str, Any]) -> Exception:  # Any: JSON values
+def event_from_error(error: BaseException) -> dict[str, Any]:  # Any: JSON values
+    """Return an error as JSON values, for another process to raise; a mistake of ours with its trace."""
+    if isinstance(error, TicketExportError):
+        kind = type(error).__name__
+        return {"event": "error", "kind": kind, "message": error.message, "hint": error.hint}
+    trace = "".join(traceback.format_exception(error))
+    return {"event": "error", "kind": None, "message": repr(error), "trace": trace}
+
+
+def error_from_event(event: Event) -> Exception:
+    """Return the error that another process told."""
     if event["kind"] is None:
         return RuntimeError(f"a worker process failed: {event['message']}\n{event['trace']}")
     kind: type[TicketExportError] = getattr(errors, event["kind"])
