@@ -66,6 +66,7 @@ def test_every_subject_is_in_the_report(chain: Chain) -> None:
     )
     folder = chain.out / "runs" / "tiny"
     assert {path.name for path in folder.iterdir()} == {
+        "inputs.json",
         "log.jsonl",
         "recipe.yaml",
         "report.html",

@@ -6,7 +6,8 @@ TicketExportError
 ├── TrainError         training cannot start or go on: a loss that is not finite, weights that do not fit
 │   └── WorkerDiedError  a training process was killed, most often because memory ran out
 ├── StoreError         the output folder cannot be read, written or locked
-│   └── UnknownKeyError  a key that was asked for is in no stored result, or starts several
+│   ├── UnknownKeyError  a key that was asked for is in no stored result, or starts several
+│   └── RevisionError    the run's results were made by another revision of the package
 ├── ShrinkError        the network cannot be traced, or the mask or the weights do not fit it
 │   └── DivergedError  the shrunk network does not compute the same function; nothing was written
 ├── ExportError        a file could not be exported
@@ -63,6 +64,12 @@ class StoreError(TicketExportError):
 
 class UnknownKeyError(StoreError):
     """A key that was asked for is in no stored result, or starts several."""
+
+    exit_code = 2
+
+
+class RevisionError(StoreError):
+    """The run's results were made by another revision of the package."""
 
     exit_code = 2
 

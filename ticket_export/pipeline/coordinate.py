@@ -5,6 +5,7 @@ A run whose results are all there loads no torch and starts no process.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +16,8 @@ from ticket_export.errors import RecipeError
 from ticket_export.pipeline.graph import nodes_of
 from ticket_export.pipeline.images import check_images
 from ticket_export.pipeline.nodes import Node, hash_inputs, nodes_until
-from ticket_export.pipeline.runs import RunFolder
+from ticket_export.pipeline.origins import ORIGINS_FILE, origins_of_run
+from ticket_export.pipeline.runs import RunFolder, run_folder
 from ticket_export.pipeline.work import Emit, Event, event_of, is_complete, work
 from ticket_export.pipeline.worker import Settings, work_as_told, work_in_processes
 from ticket_export.recipe.schema import ZOO_PREFIX, Recipe
@@ -56,18 +58,22 @@ def plan(recipe: Recipe, out: str | Path = "out") -> tuple[PlannedNode, ...]:
     its start is refused here.
 
     Raises:
-        DataError: the images are missing, damaged or mislabelled.
-        RecipeError: the weights or the builder's file are missing, or the builder gives no network.
+        DataError: the images are missing, damaged or mislabelled, or not those of earlier runs of the name.
+        RecipeError: the weights or the builder's file are missing, or not those of earlier runs of the name;
+            or the builder gives no network.
         TrainError: the weights do not fit.
         ShrinkError: depgraph is a control, and torch-pruning cannot prune the network.
         MeasureError: it would be timed on more threads than this machine has cores.
         MissingDependency: a runtime it would be timed in is not installed.
+        RevisionError: another revision of the package made the results that are there.
         StoreError: the store cannot be read.
     """
     store = Store(out)
     inputs = hash_inputs(recipe)
     _require_inputs(recipe, store)
     _require_measurable(recipe)
+    nodes = nodes_of(recipe, inputs, machine_facts()["fingerprint"])
+    origins_of_run(run_folder(out, recipe), recipe, inputs, nodes, store)
     return tuple(
         PlannedNode(
             stage=node.stage,
@@ -76,7 +82,7 @@ def plan(recipe: Recipe, out: str | Path = "out") -> tuple[PlannedNode, ...]:
             key=node.key,
             done=isinstance(store.look_up(node.stage, node.key), Manifest),
         )
-        for node in nodes_of(recipe, inputs, machine_facts()["fingerprint"])
+        for node in nodes
     )
 
 
@@ -135,6 +141,8 @@ def run(
 
     Raises:
         RecipeError: `until` names no stage, or a file the recipe needs is missing.
+        DataError: the images are not those of earlier runs of the name.
+        RevisionError: another revision of the package made the results that are there.
         MeasureError: it would be timed on more threads than this machine has cores.
         MissingDependency: a runtime it would be timed in is not installed.
         StoreError: the disk refuses.
@@ -149,7 +157,9 @@ def run(
     if last in ("measure", "report"):
         _require_measurable(recipe)
     store = Store(out)
+    origins = origins_of_run(run_folder(out, recipe), recipe, inputs, nodes, store)
     with _locks_given_back(), RunFolder(out, recipe) as folder:
+        folder.write(ORIGINS_FILE, json.dumps(origins.to_json(), indent=1))
 
         def tell(event: Event) -> None:
             folder.log(event)

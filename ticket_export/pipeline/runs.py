@@ -1,4 +1,4 @@
-"""The folder of one run, `out/runs/<name>/`: what was asked, what came of it, and the log of events."""
+"""The folder of one run, `out/runs/<name>/`: what was asked, what it was made from, report, log of events."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ from ticket_export.store.store import disk_errors_told
 RUN_FILE = "run.json"
 
 
+def run_folder(out: str | Path, recipe: Recipe) -> Path:
+    """Return where the run of a recipe is told."""
+    return Path(out) / "runs" / recipe.name
+
+
 class RunFolder:
     """Writes the recipe at once, events as they come, and the outcome at the end."""
 
     def __init__(self, out: str | Path, recipe: Recipe) -> None:
-        self.path = Path(out) / "runs" / recipe.name
+        self.path = run_folder(out, recipe)
         self._recipe = recipe
         self._log: IO[str] | None = None
 
