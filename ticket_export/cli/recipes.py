@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -15,6 +16,7 @@ from ticket_export.errors import RecipeError
 
 if TYPE_CHECKING:
     from ticket_export.pipeline.nodes import Node
+    from ticket_export.pipeline.torchrun import Place
     from ticket_export.recipe.schema import Recipe
     from ticket_export.report.rows import Report
 
@@ -89,9 +91,15 @@ def run(
         int | None, typer.Option(help="training processes [default: the cores, at most 4; 1 on a GPU]")
     ] = None,
 ) -> None:
-    """Do what a recipe says, skip what is done, report."""
+    """Do what a recipe says, skip what is done, report. Under torchrun all processes share each training."""
     from rich.console import Console
 
+    from ticket_export.pipeline.torchrun import place_in_torchrun
+
+    place = place_in_torchrun()
+    if place.rank > 0:
+        _follow(place)
+        return
     from ticket_export.pipeline import run as run_recipe
     from ticket_export.recipe.load import load_recipe
     from ticket_export.report.progress import Progress
@@ -99,7 +107,7 @@ def run(
 
     recipe = load_recipe(recipe_path, overrides or ())
     if workers is None:
-        workers = min(num_usable_cores(), 4) if device == "cpu" else 1
+        workers = min(num_usable_cores(), 4) if device == "cpu" and place.num_processes == 1 else 1
     try:
         console = Console(stderr=True, highlight=False)
         with (
@@ -117,6 +125,14 @@ def run(
         typer.echo(report.summary)
         typer.echo(f"report: {out / 'runs' / recipe.name / 'report.html'}")
         _say_files(report, out / "store")
+
+
+def _follow(place: Place) -> None:
+    """Share the first process's trainings; it alone says anything."""
+    from ticket_export.pipeline.together import follow
+
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        follow(place)
 
 
 def _say_files(report: Report, store: Path) -> None:

@@ -18,6 +18,8 @@ from ticket_export.pipeline.images import check_images
 from ticket_export.pipeline.nodes import Node, hash_inputs, nodes_until
 from ticket_export.pipeline.origins import ORIGINS_FILE, origins_of_run
 from ticket_export.pipeline.runs import RunFolder, run_folder
+from ticket_export.pipeline.together import Lead, follow, leading
+from ticket_export.pipeline.torchrun import Place, device_at, place_in_torchrun
 from ticket_export.pipeline.work import Emit, Event, event_of, is_complete, work
 from ticket_export.pipeline.worker import Settings, work_as_told, work_in_processes
 from ticket_export.recipe.schema import ZOO_PREFIX, Recipe
@@ -127,30 +129,56 @@ def run(
 
     The same call again goes on where a killed or interrupted one ended; on a CPU, with the same number of
     threads, the results are bit-equal to those of an undisturbed run. Several runs may share one store.
+    Under torchrun every process calls it: the first does all of this, the others share its trainings.
 
     Args:
         recipe: what to do.
         out: the output folder; results go to `store/`, the report to `runs/<name>/`.
-        workers: processes that train; 1 means this process. Each gets an equal share of the cores.
-        device: where to train: `cpu`, `cuda`, `cuda:1`, `mps`.
+        workers: processes that train, each its own networks; 1 means this process. Each gets an equal share
+            of the cores.
+        device: where to train: `cpu`, `cuda`, `cuda:1`, `mps`. Under torchrun `cuda` is each process's own.
         until: the last stage wanted; None means the report.
         emit: called with each event, a dict with at least `event`, `stage`, `subject`, `replicate`, `key`.
 
     Returns:
-        The report, or None where `until` ends before it.
+        The report, or None where `until` ends before it, and in all processes of torchrun but the first.
 
     Raises:
-        RecipeError: `until` names no stage, or a file the recipe needs is missing.
+        RecipeError: `until` names no stage, a file the recipe needs is missing, or `workers` or `device` do
+            not fit processes that train together.
         DataError: the images are not those of earlier runs of the name.
         RevisionError: another revision of the package made the results that are there.
         MeasureError: it would be timed on more threads than this machine has cores.
         MissingDependency: a runtime it would be timed in is not installed.
         StoreError: the disk refuses.
-        TicketExportError: whatever a stage raises.
+        TicketExportError: whatever a stage raises, in any of the processes.
     """
-    last = _stage_from_text(until)
-    if workers < 1:
-        raise RecipeError(f"workers is {workers}", hint="use at least 1")
+    place = place_in_torchrun()
+    if place.rank > 0:
+        follow(place)
+        return None
+    with leading(place) as lead:
+        last = _stage_from_text(until)
+        _require_workers(workers, place)
+        threads = max(1, num_usable_cores() // max(workers, place.num_here))
+        own_device = device_at(place, device)
+        how = _How(workers=workers, device=own_device, threads=threads, until=last, lead=lead)
+        return _run(recipe, out, how, emit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _How:
+    """How a run is made: by how many workers, or with the other processes of `lead`; how far."""
+
+    workers: int
+    device: str
+    threads: int
+    until: StageWord
+    lead: Lead | None
+
+
+def _run(recipe: Recipe, out: str | Path, how: _How, emit: Emit | None) -> Report | None:
+    last = how.until
     inputs = hash_inputs(recipe)
     machine = machine_facts()
     nodes = nodes_until(nodes_of(recipe, inputs, machine["fingerprint"]), last)
@@ -166,17 +194,18 @@ def run(
             if emit is not None:
                 emit(event)
 
-        threads = max(1, num_usable_cores() // workers)
         settings = Settings(
             recipe=recipe.model_dump(mode="json"),
             out=str(out),
-            device=device,
-            threads=threads,
+            device=how.device,
+            threads=how.threads,
             until=last,
             inputs=asdict(inputs),
             keys=[node.key for node in nodes],
         )
-        _make_all(nodes, store, recipe, settings, workers, tell)
+        if how.lead is not None:
+            how.lead.share(settings)
+        _make_all(nodes, store, recipe, settings, how, tell)
         return _report(recipe, nodes, store, folder, tell) if last == "report" else None
 
 
@@ -187,8 +216,18 @@ def _stage_from_text(until: str | None) -> StageWord:
     raise RecipeError(f"until: {until!r} is not one of {', '.join(get_args(StageWord))}")
 
 
+def _require_workers(workers: int, place: Place) -> None:
+    if workers < 1:
+        raise RecipeError(f"workers is {workers}", hint="use at least 1")
+    if workers > 1 and place.num_processes > 1:
+        raise RecipeError(
+            f"workers is {workers}, and torchrun started {place.num_processes} processes that train together",
+            hint="leave --workers away, or start the run without torchrun",
+        )
+
+
 def _make_all(
-    nodes: Sequence[Node], store: Store, recipe: Recipe, settings: Settings, workers: int, emit: Emit
+    nodes: Sequence[Node], store: Store, recipe: Recipe, settings: Settings, how: _How, emit: Emit
 ) -> None:
     missing: list[Node] = []
     for node in nodes:
@@ -201,9 +240,9 @@ def _make_all(
         beside_others = [node for node in of_wave if not node.is_timed]
         if beside_others:
             now = replace(settings, wave=wave)
-            num_workers = min(workers, len(beside_others))
+            num_workers = min(how.workers, len(beside_others))
             if num_workers == 1:
-                work_as_told(now, emit)
+                work_as_told(now, emit, how.lead)
             else:
                 work_in_processes(now, num_workers, emit)
         timed = [node for node in of_wave if node.is_timed]
