@@ -136,8 +136,7 @@ def regroup(
     )  # fmt: skip
     _check_options(options)
     kept: dict[str, Tensor] = {}
-    blocks: dict[str, tuple[Block, ...]] = {}
-    no_block: dict[str, str] = {}
+    blocks, no_block = dict[str, tuple[Block, ...]](), dict[str, str]()
     for name, keep in element_mask.keep_by_parameter.items():
         kept[name] = torch.ones_like(keep)
         if name not in layers:
