@@ -226,11 +226,10 @@ class RegroupSection(_WholeShape):
         num_groups: clusters of output channels per layer, at most.
         min_rows: output channels that a cluster holds at least; a layer of fewer stays whole.
         columns: whole input `channels`, which execute as small convolutions, or single kernel `taps` (the
-            paper), which no runtime executes faster.
+            paper), which execute as dense convolutions.
         equal_blocks: every block of a layer has one shape, so that it runs as a grouped convolution.
         extra_fraction: share of the dropped columns that is kept beside, as in Refill+.
-        round_to: the columns of a block, and the widths of the controls `uniform` and `depgraph`, are multiples
-            of this.
+        round_to: the columns of a block, and the widths of `uniform` and `depgraph`, are multiples of this.
         controls: what a ticket is compared with, beside the dense network.
     """
 
