@@ -23,7 +23,7 @@ from ticket_export.pipeline.torchrun import Place, device_at, place_in_torchrun
 from ticket_export.pipeline.work import Emit, Event, event_of, is_complete, work
 from ticket_export.pipeline.worker import Settings, work_as_told, work_in_processes
 from ticket_export.recipe.schema import ZOO_PREFIX, Recipe
-from ticket_export.stages import STAGE_WORDS, STAGES, StageWord, Subject
+from ticket_export.stages import STAGE_WORDS, STAGES, StageWord
 from ticket_export.store.key import key_from_content
 from ticket_export.store.lock import release_all
 from ticket_export.store.machine import machine_facts, num_usable_cores
@@ -64,7 +64,7 @@ def plan(recipe: Recipe, out: str | Path = "out") -> tuple[PlannedNode, ...]:
         RecipeError: the weights or the builder's file are missing, or not those of earlier runs of the name;
             or the builder gives no network.
         TrainError: the weights do not fit.
-        ShrinkError: depgraph is a control, and torch-pruning cannot prune the network.
+        ShrinkError: the finder or a control cannot work on the network.
         MeasureError: it would be timed on more threads than this machine has cores.
         MissingDependency: a runtime it would be timed in is not installed.
         RevisionError: another revision of the package made the results that are there.
@@ -100,20 +100,24 @@ def _require_measurable(recipe: Recipe) -> None:
 
 def _require_inputs(recipe: Recipe, store: Store) -> None:
     """Look at the files and functions a recipe names; without any this loads no torch."""
-    from ticket_export.pipeline.context import Context, require_channels
+    from ticket_export.pipeline.context import require_channels
 
     data, model = recipe.data, recipe.model
     if model.weights is not None or not model.builder.startswith(ZOO_PREFIX):
-        with Context(recipe, store, device="cpu", threads=1) as context:
-            network = context.fresh_network(0, Subject("dense"))
-            if "depgraph" in recipe.find.controls:
-                from ticket_export.find.depgraph import require_depgraph
-
-                require_depgraph(network, context.example_inputs, context.groups)
+        _require_fit(recipe, store)
     else:
         shape = check_images(data)
         if shape is not None:
             require_channels(data.mean, shape)
+
+
+def _require_fit(recipe: Recipe, store: Store) -> None:
+    """Build the network and see that the finder and the controls can work on it."""
+    from ticket_export.pipeline.context import Context
+    from ticket_export.pipeline.fit import require_fit
+
+    with Context(recipe, store, device="cpu", threads=1) as context:
+        require_fit(context)
 
 
 def run(
@@ -235,6 +239,9 @@ def _make_all(
             emit({**event_of(node), "event": "skip"})
         else:
             missing.append(node)
+    is_foreign = not recipe.model.builder.startswith(ZOO_PREFIX)  # `check` knows the zoo
+    if is_foreign and any(node.stage == "train" for node in missing):
+        _require_fit(recipe, store)
     for wave in sorted({node.wave for node in missing}):
         of_wave = [node for node in missing if node.wave == wave]
         beside_others = [node for node in of_wave if not node.is_timed]
