@@ -175,6 +175,8 @@ def test_events_name_their_node_and_are_logged(go: Callable[..., Events], tmp_pa
         "batch": 1,
     }
     assert any(event["event"] == "progress" and event["epoch"] == 3 for event in events)
+    done = [event for event in events if event["event"] == "done"]
+    assert all(0 <= event["wall_s"] <= event["seconds"] for event in done)
     log = [json.loads(line) for line in (tmp_path / "runs" / "smoke" / "log.jsonl").read_text().splitlines()]
     assert [{name: value for name, value in line.items() if name != "time"} for line in log] == events
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ticket_export.errors import StoreError
+from ticket_export.pipeline.torchrun import Place
 from ticket_export.report.rows import ExportedFile
 
 Told = tuple[int, str, str]
@@ -219,6 +220,36 @@ def test_progress_goes_to_stderr_a_line_per_step(
         "damaged, made again: weights.safetensors: sha256 differs",
         "1 steps made, 1 skipped",
     ]
+
+
+def test_under_torchrun_the_first_process_alone_says_anything(
+    tell: Callable[..., Told], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    followed: list[Place] = []
+
+    def follow(place: Place) -> None:
+        print("printed by a builder")
+        followed.append(place)
+
+    monkeypatch.setattr("ticket_export.pipeline.together.follow", follow)
+    assert tell("run", recipe, "--set", "train.epcohs=3") == (0, "", "")  # the first one tells that
+    assert followed == [Place(rank=1, local_rank=1, num_processes=2, num_here=2)]
+
+
+def test_under_torchrun_one_worker_is_the_default(
+    tell: Callable[..., Told], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("ticket_export.pipeline.run", lambda *_, workers, **__: asked.append(workers))
+    monkeypatch.setattr("ticket_export.store.machine.num_usable_cores", lambda: 4)
+    tell("run", recipe)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    tell("run", recipe)
+    tell("run", recipe, "--workers", "3")  # which the pipeline refuses
+    assert asked == [4, 1, 3]
 
 
 def test_show_names_a_key_that_is_not_there(tell: Callable[..., Told], tmp_path: Path) -> None:
