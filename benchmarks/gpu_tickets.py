@@ -124,7 +124,8 @@ def write_page(work: Work, outcomes: Mapping[str, Outcome], arguments: argparse.
         if told["finished"]:
             told["state"] = "finished"
     theme = "gpu_tickets_rehearsal" if rehearsal else "gpu_tickets"
-    return write_results(arguments.out, theme, arguments.machine, page(document), document)
+    out: Path = arguments.out
+    return write_results(out, theme, arguments.machine, page(document), document)
 
 
 def state_of(outcome: Outcome | None) -> dict[str, str]:
@@ -193,8 +194,8 @@ def main() -> None:
             tell_plan(work, arguments)
             return
         write_recipes(work, arguments)
+        print(write_page(work, {}, arguments))
         outcomes = run_all(work, arguments)
-        print(write_page(work, outcomes, arguments))
     except TicketExportError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

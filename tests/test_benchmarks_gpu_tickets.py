@@ -20,6 +20,7 @@ from tickets.reading import Work, num_epochs_left
 from tickets.recipes import FULL, TOY, Run, Size, runs_of
 
 from ticket_export.channels.mask import ElementMask
+from ticket_export.pipeline.networks import ELEMENTS_FILE
 from ticket_export.recipe.load import load_recipe
 
 RUNTIMES = ["ort-cuda", "torch-cudagraph"]
@@ -232,7 +233,7 @@ def test_only_finished_reports_of_just_these_results_are_read(tmp_path: Path) ->
     publish(work, run)
     [finder] = [n for n in work.nodes(run) if (n.stage, n.subject) == ("find", "ticket@1")]
     keep = ElementMask({"conv.weight": torch.tensor([True, True, True, False])})
-    keep.save(work.folder / "store" / "find" / finder.key / "elements.safetensors")
+    keep.save(work.folder / "store" / "find" / finder.key / ELEMENTS_FILE)
     found = work.told(run)
     assert found["finished"]
     assert found["remaining"] == {"ticket@1": 0.75}

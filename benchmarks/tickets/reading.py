@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from safetensors.numpy import load_file
 from tickets.recipes import Run
 
 from ticket_export.pipeline.graph import nodes_of
@@ -22,6 +23,7 @@ from ticket_export.store.manifest import FILE_NAME
 from ticket_export.store.store import Store
 
 Document: TypeAlias = dict[str, Any]  # Any: JSON
+ELEMENTS_FILE = "elements.safetensors"  # as pipeline.networks calls it, which loads torch
 _REPORTED = ("rows", "search_cost", "machine")  # of report.json: the rest names files or is drawn from these
 
 
@@ -85,15 +87,13 @@ class Work:
 
         Finders of whole channel groups leave no such mask: what they drop is cut out of other layers too.
         """
-        from ticket_export.channels.mask import ElementMask
-        from ticket_export.pipeline.networks import ELEMENTS_FILE
-
         store = Store(self.folder)
         kept = {}
         for node in self.nodes(run):
             path = store.path(node.stage, node.key) / ELEMENTS_FILE
             if node.stage == "find" and node.subject.startswith("ticket@") and path.is_file():
-                kept[node.subject] = ElementMask.load(path).element_density
+                keep = load_file(path).values()  # uint8, 1 = keep
+                kept[node.subject] = float(sum(each.sum() for each in keep) / sum(each.size for each in keep))
         return kept
 
     def num_test_images(self, run: Run) -> int:
