@@ -129,6 +129,24 @@ def test_the_choice_of_channels_matters_only_where_the_ticket_wins_over_both(rep
     ) in sentences.worth_sentence(_worth(report))
 
 
+@pytest.mark.parametrize(("macs", "word"), [(1.0, "loses"), (1.04, "loses"), (1.4, "not resolved")])
+def test_losing_to_a_control_that_executes_more_decides_nothing(
+    report_of: MakeReport, macs: float, word: str
+) -> None:
+    def change(manifests: list[Manifest]) -> None:
+        [ticket, *_] = _facts_of(manifests, "export", "ticket@2")
+        for manifest in _facts_of(manifests, "export", "uniform@2"):
+            manifest["facts"]["macs"] = round(ticket["facts"]["macs"] * macs)
+
+    report = report_of({"uniform@2": (0.991, 0.993, 0.988)}, change)
+    answer = _worth(report).answers[1]
+    assert answer.verdicts[1].word == "loses"
+    assert answer.word == word
+    told = "uniform@2 executes 1.40x the MACs, so losing to it decides nothing"
+    assert (told in sentences.worth_sentence(_worth(report))) == (word == "not resolved")
+    assert ("so losing to it decides nothing" in section(report)) == (word == "not resolved")
+
+
 def test_a_control_that_was_not_measured_leaves_the_choice_open(report_of: MakeReport) -> None:
     report = report_of(change=lambda manifests: _measured(manifests, "uniform@2", "reinit@2"))
     (answer,) = _worth(report).answers

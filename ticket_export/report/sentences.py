@@ -129,8 +129,18 @@ def _unequal_epochs(worth: Worth) -> str:
 
 def _answer_sentence(answer: Answer) -> str:
     words, against = _mattered([answer.question], answer.word), f"it {_against(answer.verdicts)}"
-    missing = f"; {listed(answer.missing)} was not measured" if answer.missing else ""
-    return f"{words[0].upper()}{words[1:]}: {against.removeprefix(f'it is {NOT_RESOLVED} ')}{missing}."
+    notes = [f"{listed(answer.missing)} was not measured"] if answer.missing else []
+    told = "; ".join(["", *notes, *unequal_notes(answer)])
+    return f"{words[0].upper()}{words[1:]}: {against.removeprefix(f'it is {NOT_RESOLVED} ')}{told}."
+
+
+def unequal_notes(answer: Answer) -> list[str]:
+    """Say of each control why its verdict decides nothing: it executes other MACs than the ticket."""
+    return [
+        f"{against} executes {ratio:.2f}x the MACs, so {'losing to' if ratio > 1 else 'winning over'} it "
+        "decides nothing"
+        for against, ratio in answer.unequal.items()
+    ]
 
 
 def _mattered(questions: Sequence[str], word: str) -> str:

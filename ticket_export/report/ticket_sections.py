@@ -9,6 +9,7 @@ from ticket_export.report import ticket_tables, words
 from ticket_export.report.intervals import LOSES, NOT_RESOLVED, WINS
 from ticket_export.report.rows import Report
 from ticket_export.report.sections import cards, row_class, several_executions, typeset
+from ticket_export.report.sentences import unequal_notes
 from ticket_export.report.verdict import Verdict, last_ticket, settings, verdicts
 from ticket_export.report.worth import NOT_WINNING, WINNING, Answer, Worth, first_worths, questions
 
@@ -74,6 +75,7 @@ def _answer_cell(answer: Answer | None, head: str) -> str:
         return f'<td data-label="{escape(head)}"><span>no control measured</span></td>'
     notes = [f"{verdict.against}: {words.difference(verdict)}" for verdict in answer.verdicts]
     notes += [f"{kind} was not measured" for kind in answer.missing]
+    notes += unequal_notes(answer)
     return _word_cell(answer.word, answer.word, notes, head)
 
 

@@ -23,6 +23,8 @@ _QUESTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "imp": _INITIALISATION | {"positions": ("random",), "positions and initialisation": ("random_reinit",)},
     "regroup": _INITIALISATION | {"choice of blocks": ("random", "uniform")},
 }
+# `uniform` on a width grid may miss the ticket's MACs by half; a loss to a larger network shows no harm
+_EQUAL_MACS = 1.05
 _ROUNDING = 1e-9  # of differences of accuracies: far below one image
 
 
@@ -36,12 +38,15 @@ class Answer:
             all else is not resolved.
         verdicts: against each of them.
         missing: those that were not measured.
+        unequal: control -> its MACs over the ticket's, where that takes its verdict's weight away: losing to a
+            network that executes more, or winning over one that executes less, decides nothing.
     """
 
     question: str
     word: str
     verdicts: tuple[Verdict, ...]
     missing: tuple[str, ...]
+    unequal: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +87,7 @@ class Worth:
                 "word": answer.word,
                 "verdicts": [asdict(verdict) for verdict in answer.verdicts],
                 "missing": list(answer.missing),
+                "unequal": dict(answer.unequal),
             }
             for answer in self.answers
         ]
@@ -121,8 +127,13 @@ def _worth(report: Report, own: Sequence[Verdict]) -> Worth:
     ticket = own[0].ticket
     by_kind = {verdict.against.partition("@")[0]: verdict for verdict in own}
     rows = [row for row in report.rows if row["subject"] == ticket]
+    macs = {
+        subject: fmean(row["macs"] for row in report.rows if row["subject"] == subject)
+        for subject in report.subjects
+    }
+    ratios = {subject: value / macs[ticket] for subject, value in macs.items()}
     answers = (
-        _answer(question, controls, by_kind)
+        _answer(question, controls, by_kind, ratios)
         for question, controls in questions(report).items()
         if any(kind in by_kind for kind in controls)
     )
@@ -146,12 +157,23 @@ def _winning_word(verdict: Verdict, *, one_image: float) -> str:
     return WINNING if verdict.low >= -one_image - _ROUNDING else NOT_RESOLVED
 
 
-def _answer(question: str, controls: Sequence[str], by_kind: Mapping[str, Verdict]) -> Answer:
+def _answer(
+    question: str,
+    controls: Sequence[str],
+    by_kind: Mapping[str, Verdict],
+    macs_ratio: Mapping[str, float],
+) -> Answer:
     found = tuple(by_kind[kind] for kind in controls if kind in by_kind)
     missing = tuple(kind for kind in controls if kind not in by_kind)
-    words = {verdict.word for verdict in found}
+    unequal = {
+        verdict.against: macs_ratio[verdict.against]
+        for verdict in found
+        if (verdict.word == LOSES and macs_ratio[verdict.against] > _EQUAL_MACS)
+        or (verdict.word == WINS and macs_ratio[verdict.against] < 1 / _EQUAL_MACS)
+    }
+    words = {NOT_RESOLVED if verdict.against in unequal else verdict.word for verdict in found}
     word = WINS if words == {WINS} and not missing else LOSES if LOSES in words else NOT_RESOLVED
-    return Answer(question=question, word=word, verdicts=found, missing=missing)
+    return Answer(question=question, word=word, verdicts=found, missing=missing, unequal=unequal)
 
 
 def _extra_epochs(report: Report, ticket: str) -> float:
