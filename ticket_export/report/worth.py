@@ -38,7 +38,7 @@ class Answer:
             all else is not resolved.
         verdicts: against each of them.
         missing: those that were not measured.
-        unequal: control -> its MACs over the ticket's, where that takes its verdict's weight away: losing to a
+        unequal: control -> its MACs over the ticket's, where its verdict then decides nothing: losing to a
             network that executes more, or winning over one that executes less, decides nothing.
     """
 
