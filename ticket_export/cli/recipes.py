@@ -88,7 +88,10 @@ def run(
     out: OutFolder = Path("out"),
     device: Device = "cpu",
     workers: Annotated[
-        int | None, typer.Option(help="training processes [default: the cores, at most 4; 1 on a GPU]")
+        int | None,
+        typer.Option(
+            help="training processes [default: the cores, at most 4; 1 on a GPU and under torchrun]"
+        ),
     ] = None,
 ) -> None:
     """Do what a recipe says, skip what is done, report. Under torchrun all processes share each training."""
