@@ -93,7 +93,8 @@ def test_plan_tries_a_foreign_builder_and_its_prints_are_no_data(
 ) -> None:
     net = tmp_path / "net.py"
     net.write_text(
-        "from torch import nn\ndef make():\n    print('hello')\n    return nn.Linear(2, 2)\n",
+        "from torch import nn\ndef make():\n    print('hello')\n"
+        "    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))\n",
         encoding="utf-8",
     )
     words = ("plan", recipe, "--out", tmp_path / "out", "--set")
