@@ -146,6 +146,19 @@ def test_early_bird_that_never_settles_says_how_far_it_was(
         run(recipe, tmp_path, until="train")
 
 
+def test_early_bird_that_settles_in_the_last_epoch_leaves_none_to_train(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(self: EarlyBird, epoch: int, model: torch.nn.Module) -> bool:
+        keep_C = torch.arange(self._ranking.num_channels) % 2 == min(epoch, 2) % 2
+        return self.note(epoch, keep_C)
+
+    monkeypatch.setattr(EarlyBird, "after_epoch", late)
+    recipe = tiny_recipe(images, *EARLY_BIRD, "find.controls=[]", without=("levels",))
+    with pytest.raises(TrainError, match="found after the last of 4 epochs; none is left to train it"):
+        run(recipe, tmp_path, until="train")
+
+
 def test_random_sparse_training_empties_what_it_drops(images: Path, out: Path) -> None:
     made = chain(images, out, *RST, "find.controls=[]", without=("levels",))
     mask = made.mask("ticket@1")

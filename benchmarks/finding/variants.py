@@ -65,7 +65,7 @@ VARIANTS = (
         about="channels by the norms' scales, as soon as the masks of epochs agree",
         find={
             **{"method": "early_bird", "scope": "coupled", "round_to": 8, "drop_fraction": 0.5},
-            **{"gamma_l1": 1e-4, "window": 3, "max_distance": 0.1},
+            **{"gamma_l1": 1e-4, "window": 2, "max_distance": 0.15},
         },
     ),
     Variant(

@@ -185,14 +185,21 @@ def _search(context: Context, node: Node, subject: Subject, model: nn.Module) ->
 
 
 def _require_found(context: Context, observer: EarlyBird | None) -> None:
-    if observer is None or observer.found_epoch is not None:
+    if observer is None:
         return
-    last = observer.distances[-1]["distances"]
-    raise TrainError(
-        f"no Early-Bird ticket in {context.recipe.train.epochs} epochs: the last mask still differs from one "
-        f"of the {observer.window - 1} before it in {max(last, default=1.0):.3f} of its channels",
-        hint=f"raise find.max_distance above {observer.max_distance:g}, or train.epochs",
-    )
+    epochs = context.recipe.train.epochs
+    if observer.found_epoch is None:
+        last = observer.distances[-1]["distances"]
+        raise TrainError(
+            f"no Early-Bird ticket in {epochs} epochs: the last mask still differs from one of the "
+            f"{observer.window - 1} before it in {max(last, default=1.0):.3f} of its channels",
+            hint=f"raise find.max_distance above {observer.max_distance:g}, or train.epochs",
+        )
+    if observer.found_epoch + 1 == epochs:
+        raise TrainError(
+            f"the Early-Bird ticket was found after the last of {epochs} epochs; none is left to train it",
+            hint="raise train.epochs or find.max_distance, or lower find.window",
+        )
 
 
 def _search_facts(observer: EarlyBird | None) -> dict[str, Any]:  # Any: JSON values
