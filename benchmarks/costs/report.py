@@ -49,13 +49,30 @@ def made_up_report() -> Report:
         ),
         widths={subject: dict.fromkeys(range(NUM_REPLICATES), widths) for subject in REPORTED},
         trainings=tuple(
-            Training(subject=s, replicate=r, num_epochs=16, epoch_s=1.0, val_accuracy=0.98, threads=1)
+            Training(
+                subject=s,
+                replicate=r,
+                num_epochs=16,
+                num_epochs_learnt=16,
+                epoch_s=1.0,
+                val_accuracy=0.98,
+                threads=1,
+            )
             for s, r in who
         ),
         exported=tuple(
-            ExportedFile(subject=s, replicate=r, precision="fp32", path=f"export/{'0' * 12}/model.onnx")
+            ExportedFile(
+                subject=s,
+                replicate=r,
+                precision="fp32",
+                runtime=None,
+                path=f"export/{'0' * 12}/model.onnx",
+                file_bytes=1_100_000,
+                parity_rel_error=3e-7,
+            )
             for s, r in who
         ),
+        choices=(),
         num_test_images=360,
     )
 
