@@ -12,7 +12,7 @@ import pipeline_fakes
 import pytest
 
 from ticket_export.errors import DataError, RecipeError, RevisionError, StoreError, TrainError
-from ticket_export.pipeline import graph, plan, run, work, worker
+from ticket_export.pipeline import coordinate, graph, plan, run, work, worker
 from ticket_export.pipeline.origins import ORIGINS_FILE
 from ticket_export.recipe.load import load_recipe
 from ticket_export.recipe.schema import Recipe
@@ -122,7 +122,10 @@ def test_a_recipe_that_changed_itself_is_no_error(images: Callable[[int], Path],
         made(recipe_of(*words), tmp_path)
 
 
-def test_a_builders_file_and_weights_that_changed_are_refused(tmp_path: Path) -> None:
+def test_a_builders_file_and_weights_that_changed_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinate, "_require_fit", lambda recipe, store: None)  # the files hold nothing real
     net, weights, out = tmp_path / "net.py", tmp_path / "weights.npz", tmp_path / "out"
     net.write_text("def make(): ...\n")
     weights.write_bytes(b"weights")
