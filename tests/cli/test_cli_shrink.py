@@ -75,7 +75,9 @@ def write_unread_channels(folder: Path) -> Callable[[], Any]:
     (folder / "net.py").write_text(NET, encoding="utf-8")
     scope: dict[str, Any] = {}
     exec(NET, scope)
-    net = scope["net"]().eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # classes of another draw may lie too close for INT8
+        net = scope["net"]().eval()
     with torch.no_grad():
         net[2].weight[:, 5:] = 0.0
     np.savez(folder / "w.npz", **{name: tensor.numpy() for name, tensor in net.state_dict().items()})
