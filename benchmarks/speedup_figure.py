@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from speedup.plots import Point, bytes_of, speedup_against_macs
+from speedup.plots import Point, speedup_against_macs, write_figure
 
 MANY_SUBJECTS = 3  # above, a panel holds one batch and points are labelled by subject
 
@@ -63,12 +63,7 @@ def draw(
         title or f"{machine['cpu']}, {machine['num_usable_cores']} cores, measured on {where}",
         "r8: kept widths are multiples of 8; bar: 95 % interval; colour: cause, by the runtime's own profile",
     )
-    paths = []
-    for kind in ("svg", "png"):
-        path = stem.with_name(f"{stem.name}.{kind}")
-        path.write_bytes(bytes_of(figure, kind))
-        paths.append(path)
-    return paths
+    return write_figure(figure, stem)
 
 
 def main() -> None:

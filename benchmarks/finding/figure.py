@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
-from speedup.plots import bytes_of
+from speedup.plots import write_figure
 
 from ticket_export.report.figure import INK, MUTED, STYLE
 from ticket_export.report.intervals import Spread, spread
@@ -45,13 +45,7 @@ CONTROL = Look("other controls", "#757575", "v")
 
 def draw(document: Document, stem: Path) -> list[Path]:
     """Write the figure as `stem`.svg and .png and return the paths."""
-    figure = figure_of(document)
-    paths = []
-    for kind in ("svg", "png"):
-        path = stem.with_name(f"{stem.name}.{kind}")
-        path.write_bytes(bytes_of(figure, kind))
-        paths.append(path)
-    return paths
+    return write_figure(figure_of(document), stem)
 
 
 def figure_of(document: Document) -> Figure:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -244,6 +245,16 @@ def _legend(points: Sequence[Point], note: str) -> list[Line2D]:
 
 def _svg(figure: Figure) -> str:
     return bytes_of(figure, "svg").decode()
+
+
+def write_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure as `stem`.svg and .png and return the paths."""
+    paths = []
+    for kind in ("svg", "png"):
+        path = stem.with_name(f"{stem.name}.{kind}")
+        path.write_bytes(bytes_of(figure, kind))
+        paths.append(path)
+    return paths
 
 
 def bytes_of(figure: Figure, kind: str) -> bytes:

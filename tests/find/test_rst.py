@@ -148,7 +148,7 @@ def test_arguments_out_of_range_are_refused(options: dict[str, object], text: st
 
 
 def test_a_missing_weight_is_named() -> None:
-    with pytest.raises(ShrinkError, match="'three', not among the 2 given"):
+    with pytest.raises(ShrinkError, match="'three', which is not among the 2"):
         kept([group("a", 4, "three")])
 
 

@@ -131,7 +131,7 @@ class _Peer:
         """Return the network pruned at a ratio in [0, 1)."""
         import torch_pruning as tp
 
-        model = self._copied()
+        model = copy_with_gradients(self.model)
         with _foreign(type(self.model).__name__):
             pruner = tp.pruner.BasePruner(
                 model,
@@ -154,7 +154,7 @@ class _Peer:
         """Return per weight that writes channels the rows it kept: their numbers are pruned like weights."""
         import torch_pruning as tp
 
-        model = self._copied()
+        model = copy_with_gradients(self.model)
         producers = {member.tensor: member.axis for group in groups for member in group.producers}
         with torch.no_grad():
             for name, axis in producers.items():
@@ -171,11 +171,13 @@ class _Peer:
             for name, axis in producers.items()
         }
 
-    def _copied(self) -> nn.Module:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch's own, when a traced graph is copied
-            model = copy.deepcopy(self.model).eval()
-        return model.requires_grad_(True)  # it follows gradients to see what depends on what
+
+def copy_with_gradients(model: nn.Module) -> nn.Module:
+    """Return a copy in eval mode whose parameters take gradients, which scores and torch-pruning read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, when a traced graph is copied
+        model = copy.deepcopy(model).eval()
+    return model.requires_grad_(True)
 
 
 def _whole_layers(groups: Sequence[ChannelGroup], scoped: Sequence[ChannelGroup]) -> list[str]:

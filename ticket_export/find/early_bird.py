@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ticket_export.channels.graph import ChannelGroup, Member
 from ticket_export.channels.mask import Mask
 from ticket_export.errors import ShrinkError
+from ticket_export.find.best import best_channels, rounded_up
 from ticket_export.find.control import require_round_to, scoped_groups
 from ticket_export.train.penalty import norm_scales
 
@@ -80,11 +81,9 @@ def gamma_mask(
     kept = ranking.split(ranking.keep(scores))
     keep_by_group = {group.name: torch.ones(group.width, dtype=torch.bool) for group in groups}
     for name, score in ranking.split(scores).items():
-        width = len(score)
-        num_kept = min(width, -(-int(kept[name].sum()) // round_to) * round_to)
+        num_kept = rounded_up(int(kept[name].sum()), round_to, width=len(score))
         # Those that are kept already come first, whatever the ties
-        order = torch.sort(torch.where(kept[name], torch.inf, score), descending=True, stable=True).indices
-        keep_by_group[name] = torch.zeros(width, dtype=torch.bool).index_fill_(0, order[:num_kept], True)
+        keep_by_group[name] = best_channels(torch.where(kept[name], torch.inf, score), num_kept)
     return Mask(keep_by_group)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ticket_export.channels.graph import ChannelGroup, Member
 from ticket_export.channels.mask import ElementMask, Mask
 from ticket_export.errors import ShrinkError
+from ticket_export.find.best import best_channels, rounded_up
 
 SCOPES = ("layer", "inner", "coupled")
 SCORES = ("l1", "l2", "count")
@@ -107,7 +108,7 @@ def refill_rows(
         else:
             score_C = _row_scores(name, axis, element_mask, weights, score)
             share = _with_extra(int(keep.sum()) / keep.numel(), extra_fraction)
-            rows = _best(score_C, _num_kept(share, len(score_C)))
+            rows = best_channels(score_C, _num_kept(share, len(score_C)))
         shape = [1] * keep.dim()
         shape[axis] = -1
         kept[name] = rows.view(shape).expand(keep.shape).clone()
@@ -196,9 +197,10 @@ def mask_from_shares(
                 raise ShrinkError(
                     f"the channels of {group.name!r} have no score", hint="take find.score l1, which all have"
                 )
-            num_kept = _rounded(_num_kept(share_by_group[group.name], group.width), round_to)
+            num_kept = _num_kept(share_by_group[group.name], group.width)
+            num_kept = rounded_up(num_kept, round_to, width=int(there_C.sum()))
             score_C = score_by_group[group.name].double().masked_fill(~there_C, -torch.inf)
-            there_C = _best(score_C, min(int(there_C.sum()), num_kept))
+            there_C = best_channels(score_C, num_kept)
         keep_by_group[group.name] = there_C
     return Mask(keep_by_group)
 
@@ -230,11 +232,11 @@ def _keep_by_layer(
         score_C = _member_scores(member, element_mask, weights, score)
         keep = covered.get(member.tensor)
         share = 1.0 if keep is None else _with_extra(int(keep.sum()) / keep.numel(), extra_fraction)
-        keep_C |= _best(score_C, _num_kept(share, group.width))
+        keep_C |= best_channels(score_C, _num_kept(share, group.width))
         total_C += score_C
     # Already chosen channels first, then the best of the rest up to the multiple
-    num_kept = min(group.width, _rounded(int(keep_C.sum()), round_to))
-    return _best(torch.where(keep_C, torch.inf, total_C), num_kept)
+    num_kept = rounded_up(int(keep_C.sum()), round_to, width=group.width)
+    return best_channels(torch.where(keep_C, torch.inf, total_C), num_kept)
 
 
 def _with_extra(share: float, extra_fraction: float) -> float:
@@ -243,17 +245,6 @@ def _with_extra(share: float, extra_fraction: float) -> float:
 
 def _num_kept(share: float, width: int) -> int:
     return max(1, ceil(share * width - _ROUNDING))
-
-
-def _rounded(num_kept: int, round_to: int) -> int:
-    return -(-num_kept // round_to) * round_to
-
-
-def _best(score_C: Tensor, num_kept: int) -> Tensor:
-    order = torch.sort(score_C, descending=True, stable=True).indices  # stable: of equals, the first
-    keep_C = torch.zeros(len(score_C), dtype=torch.bool)
-    keep_C[order[:num_kept]] = True
-    return keep_C
 
 
 def _member_scores(
@@ -267,7 +258,9 @@ def _row_scores(
 ) -> Tensor:
     """Return what each row's survivors are worth, float64; of l2 its square, which sums over producers."""
     if name not in weights:
-        raise ShrinkError(f"refill needs the weight {name!r}, which is not among the {len(weights)} given")
+        raise ShrinkError(
+            f"the score of channels needs {name!r}, which is not among the {len(weights)} weights given"
+        )
     weight = weights[name].detach().cpu().double()
     keep = element_mask.keep_by_parameter.get(name, torch.ones(weight.shape, dtype=torch.bool))
     if keep.shape != weight.shape:

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ticket_export.channels.graph import ChannelGroup
-from ticket_export.channels.mask import Mask
+from ticket_export.channels.mask import ElementMask, Mask
 from ticket_export.errors import ShrinkError
+from ticket_export.find.best import best_channels, rounded_up
 from ticket_export.find.control import require_round_to, scoped_groups
+from ticket_export.find.refill import channel_scores
 from ticket_export.train.masked import hold_zero_from_mask
 
 CRITERIA = ("random", "l1")
@@ -63,14 +65,14 @@ def rst_mask(
         if group.pinned is not None or not group.producers:
             continue
         num_dropped = int(Fraction(str(drop_fraction)) * group.width)  # exact: 0.29 of 100 are 29
-        num_kept = min(group.width, -(-(group.width - num_dropped) // round_to) * round_to)
+        num_kept = rounded_up(group.width - num_dropped, round_to, width=group.width)
         if criterion == "random":
-            order = torch.randperm(group.width, generator=generator)
-        else:
-            order = torch.sort(_l1(group, weights), descending=True, stable=True).indices
-        keep_by_group[group.name] = torch.zeros(group.width, dtype=torch.bool).index_fill_(
-            0, order[:num_kept], True
-        )
+            chosen = torch.randperm(group.width, generator=generator)[:num_kept]
+            keep_C = torch.zeros(group.width, dtype=torch.bool).index_fill_(0, chosen, True)
+        else:  # l1 of whole rows: nothing is masked yet
+            [score_C] = channel_scores(ElementMask({}), weights, [group]).values()
+            keep_C = best_channels(score_C, num_kept)
+        keep_by_group[group.name] = keep_C
     return Mask(keep_by_group)
 
 
@@ -85,16 +87,3 @@ def dropped_elements(model: nn.Module, groups: Sequence[ChannelGroup], mask: Mas
         ShrinkError: the mask does not fit the groups.
     """
     return hold_zero_from_mask(model, groups, mask)
-
-
-def _l1(group: ChannelGroup, weights: Mapping[str, Tensor]) -> Tensor:
-    score_C = torch.zeros(group.width, dtype=torch.float64)
-    for member in group.producers:
-        if member.tensor not in weights:
-            raise ShrinkError(
-                f"criterion l1 needs the weight {member.tensor!r}, not among the {len(weights)} given"
-            )
-        weight = weights[member.tensor].detach().cpu().double().abs()
-        rows = weight.movedim(member.axis, 0).flatten(1).sum(1) if weight.dim() > 1 else weight
-        score_C += rows[member.indices].sum(1)
-    return score_C

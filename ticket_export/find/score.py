@@ -3,7 +3,6 @@
 # N images, C channels, H W pixels, K classes
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from torch.nn import functional
 
 from ticket_export.channels.graph import ChannelGroup
 from ticket_export.errors import ShrinkError
+from ticket_export.find.depgraph import copy_with_gradients
 
 # What of torch-pruning can be asked for, by the name in recipes; True where it reads gradients
 TORCH_PRUNING: Mapping[str, tuple[str, bool]] = {
@@ -36,7 +36,7 @@ def taylor_saliency(model: nn.Module, x_NCHW: Tensor, y_N: Tensor) -> dict[str, 
         x_NCHW: normalised images.
         y_N: their labels.
     """
-    model = _copied(model)
+    model = copy_with_gradients(model)
     with torch.enable_grad():
         _backward(functional.cross_entropy(model(x_NCHW), y_N))
     return {
@@ -65,7 +65,7 @@ def torch_pruning_scores(
 
     kind, reads_gradients = TORCH_PRUNING[name]
     importance = getattr(tp.importance, kind)()
-    model = _copied(model)
+    model = copy_with_gradients(model)
     scores = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it tells which parameters it prunes on their last axis
@@ -129,9 +129,3 @@ def _group_score(
     place = {row: index for index, row in enumerate(rows)}
     indices = torch.tensor([[place[row] for row in own] for own in member.indices.tolist()])
     return score_R.detach().double().cpu()[indices].sum(1)
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's own, when a traced graph is copied
-        return copy.deepcopy(model).eval().requires_grad_(True)

@@ -37,7 +37,6 @@ from ticket_export.find.refill import (
 from ticket_export.find.regroup import regroup, require_regroupable
 from ticket_export.find.rst import rst_mask
 from ticket_export.find.score import taylor_saliency, torch_pruning_scores
-from ticket_export.models.facts import ZOO_FACTS
 from ticket_export.pipeline.budgets import cost_counter
 from ticket_export.pipeline.context import Context
 from ticket_export.pipeline.networks import (
@@ -52,6 +51,7 @@ from ticket_export.pipeline.networks import (
     load_state,
     mask_of,
     save_mask,
+    unpruned_weights,
 )
 from ticket_export.pipeline.nodes import Node
 from ticket_export.pipeline.work import Emit
@@ -64,7 +64,6 @@ from ticket_export.recipe.find_sections import (
     RegroupSection,
     RstSection,
 )
-from ticket_export.recipe.schema import ZOO_PREFIX
 from ticket_export.seeds import seed_from_path, stream
 from ticket_export.shrink.surgery import small_from_mask
 from ticket_export.stages import Subject, subject_from_text
@@ -125,7 +124,7 @@ def _rates(context: Context, dense: nn.Module) -> tuple[tuple[str, ...], float |
     """Return the weights that may be dropped and the share that a round drops of them."""
     find = context.recipe.find
     assert not isinstance(find, EarlyBirdSection | RstSection)  # they drop channels, not weights
-    names = prunable_weights(dense, unpruned=_unpruned(context))
+    names = prunable_weights(dense, unpruned=unpruned_weights(context))
     if find.conv_drop_fraction is None and find.classifier_drop_fraction is None:
         return names, find.drop_fraction
     classifier = None
@@ -135,12 +134,6 @@ def _rates(context: Context, dense: nn.Module) -> tuple[tuple[str, ...], float |
         dense, names, drop_fraction=find.drop_fraction, conv=find.conv_drop_fraction, classifier=classifier
     )
     return tuple(rates), rates
-
-
-def _unpruned(context: Context) -> tuple[str, ...] | None:
-    """Return the weights that a network of the zoo leaves whole; for a foreign one the finder has a rule."""
-    builder = context.recipe.model.builder
-    return ZOO_FACTS[builder.removeprefix(ZOO_PREFIX)].unpruned if builder.startswith(ZOO_PREFIX) else None
 
 
 def _refilled(context: Context, node: Node, subject: Subject, scratch: Path) -> Found:

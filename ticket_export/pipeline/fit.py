@@ -14,7 +14,16 @@ from ticket_export.find.early_bird import require_norms
 from ticket_export.find.imp import last_linear, prunable_weights
 from ticket_export.find.regroup import require_regroupable
 from ticket_export.pipeline.context import Context
-from ticket_export.recipe.find_sections import EarlyBirdSection, RegroupSection, RstSection
+from ticket_export.pipeline.networks import unpruned_weights
+from ticket_export.recipe.find_sections import (
+    NORM_SCORES,
+    ChannelImpSection,
+    EarlyBirdSection,
+    RefillPlusSection,
+    RefillSection,
+    RegroupSection,
+    RstSection,
+)
 from ticket_export.stages import Subject
 
 
@@ -28,13 +37,12 @@ def require_fit(context: Context) -> None:
     find = context.recipe.find
     network = context.fresh_network(0, Subject("dense"))
     groups = context.groups
-    scored_by_gamma = not isinstance(find, EarlyBirdSection | RstSection) and (
-        getattr(find, "score", "l1") in ("gamma", "tp_bn_scale")
-    )
-    if isinstance(find, EarlyBirdSection) or scored_by_gamma:
+    if isinstance(find, EarlyBirdSection) or (
+        isinstance(find, RefillSection | RefillPlusSection | ChannelImpSection) and find.score in NORM_SCORES
+    ):
         require_norms(network, groups)
     if not isinstance(find, EarlyBirdSection | RstSection):
-        names: Collection[str] = prunable_weights(network)
+        names: Collection[str] = prunable_weights(network, unpruned=unpruned_weights(context))
         if find.classifier_drop_fraction is not None:
             last_linear(network)
         if isinstance(find, RegroupSection):

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from ticket_export.channels.graph import ChannelGroup
 from ticket_export.channels.mask import ElementMask, Mask, held_elements, zero_dropped
+from ticket_export.models.facts import ZOO_FACTS
 from ticket_export.pipeline.context import Context
 from ticket_export.pipeline.nodes import Node
+from ticket_export.recipe.schema import ZOO_PREFIX
 from ticket_export.shrink.blocks import BlockForm, block_form
 from ticket_export.shrink.bundle import load_bundle
 from ticket_export.shrink.surgery import small_from_mask
@@ -58,6 +60,12 @@ def elements_of(context: Context, node: Node) -> ElementMask | None:
 def dense_network(context: Context, replicate: int) -> nn.Module:
     """Return the dense network of a replicate as it is before any training."""
     return context.fresh_network(replicate, Subject("dense"))
+
+
+def unpruned_weights(context: Context) -> tuple[str, ...] | None:
+    """Return the weights that a network of the zoo leaves whole; for a foreign one the finder has a rule."""
+    builder = context.recipe.model.builder
+    return ZOO_FACTS[builder.removeprefix(ZOO_PREFIX)].unpruned if builder.startswith(ZOO_PREFIX) else None
 
 
 def trained_network(context: Context, node: Node) -> nn.Module:

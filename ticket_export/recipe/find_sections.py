@@ -31,6 +31,8 @@ Score: TypeAlias = Literal[
     "tp_hessian",
 ]
 
+NORM_SCORES = ("gamma", "tp_bn_scale")  # read the scales of norms; a network without norms has none
+
 
 class DistillSection(Section):
     """Training subjects on the outputs of the trained dense network as well (Chen et al., arXiv 2101.03255).

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from ticket_export.models.facts import ZOO_FACTS
 from ticket_export.recipe.data_section import DataSection
-from ticket_export.recipe.find_sections import FindSection
+from ticket_export.recipe.find_sections import NORM_SCORES, FindSection
 from ticket_export.recipe.section import Count, Problems, Section, empty_or_repeats
 from ticket_export.runtime.registry import MODULE_PRECISIONS, MODULE_RUNTIMES
 
@@ -247,7 +247,7 @@ def network_problems(model: ModelSection, find: FindSection) -> Problems:
     if (
         find.method in ("refill", "refill_plus", "channel_imp")
         and not facts.has_norm
-        and find.score in ("gamma", "tp_bn_scale")
+        and find.score in NORM_SCORES
     ):
         yield "find.score", f"{find.score} reads the scales of norms, and {model.builder} has none"
 
