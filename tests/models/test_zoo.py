@@ -169,7 +169,7 @@ def test_facts_agree_with_the_networks() -> None:
         assert linears[-1] == facts.classifier, name
         assert facts.stem is None or isinstance(modules[facts.stem], nn.Conv2d), name
         assert facts.has_norm == any(isinstance(m, nn.BatchNorm2d) for m in modules.values()), name
-        assert facts.has_residual == name.startswith(("resnet", "wrn")), name
+        assert facts.has_residual == name.startswith(("resnet", "wrn", "supernet")), name
         has_depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in modules.values())
         assert facts.has_depthwise == has_depthwise, name
         if not facts.fixed_size:

@@ -15,6 +15,7 @@ class ZooFacts:
         has_norm: it holds batch norms.
         has_residual: some channels are joined by an add.
         has_depthwise: it holds depthwise convolutions.
+        has_branches: its blocks are sums of branches whose norm scales `supernet` decides by.
         fixed_size: its classifier reads a flattened map, so it accepts one image size alone.
         stem: name of the first layer when pruning leaves that layer whole, else None.
         classifier: name of the last linear layer.
@@ -26,6 +27,7 @@ class ZooFacts:
     has_norm: bool
     has_residual: bool
     has_depthwise: bool = False
+    has_branches: bool = False
     fixed_size: bool
     stem: str | None
     classifier: str
@@ -107,5 +109,16 @@ ZOO_FACTS: Mapping[str, ZooFacts] = {
         stem="conv1",
         classifier="linear",
         source="Howard et al. 2017 (arXiv 1704.04861), table 1, with a stem of stride 1",
+    ),
+    "supernet": ZooFacts(
+        args={"plan": ("resnet20", "resnet18", "mobilenet_v1"), "expansion": ("2", "1", "4")},
+        has_norm=True,
+        has_residual=True,
+        has_depthwise=True,
+        has_branches=True,
+        fixed_size=False,
+        stem="conv1",
+        classifier="linear",
+        source="branches of the code of You et al. 2022 (arXiv 2207.03677), over the stages of `plan`",
     ),
 }

@@ -11,7 +11,7 @@ from torch.nn import functional
 from ticket_export.models.resnet import initialise_he
 
 # Width and stride of each block; source: Howard et al. 2017 (arXiv 1704.04861), table 1
-_BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
+BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
 
 
 class SeparableBlock(nn.Module):
@@ -46,7 +46,7 @@ class MobileNetV1(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         blocks = []
-        for out_width, stride in _BLOCKS:
+        for out_width, stride in BLOCKS:
             blocks.append(SeparableBlock(width, out_width, stride=stride))
             width = out_width
         self.blocks = nn.Sequential(*blocks)

@@ -43,10 +43,15 @@ class PadShortcut(nn.Module):
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int, kind: str) -> nn.Module:
+    if kind == "pad" and (stride != 1 or in_channels != out_channels):
+        return PadShortcut(in_channels, out_channels, stride)
+    return projection_shortcut(in_channels, out_channels, stride)
+
+
+def projection_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """Return the identity, or a 1x1 convolution and a batch norm where the shape changes: option B."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
-    if kind == "pad":
-        return PadShortcut(in_channels, out_channels, stride)
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
     )

@@ -12,6 +12,7 @@ from ticket_export.models.facts import ZOO_FACTS
 from ticket_export.models.mobilenet import MobileNetV1
 from ticket_export.models.plain import ConvNet, LeNet300100
 from ticket_export.models.resnet import cifar_resnet, resnet18, resnet50, wrn_32_2
+from ticket_export.models.supernet import SuperNet
 from ticket_export.models.vgg import VGG16
 
 ImageShape = tuple[int, int, int]  # channels, height, width
@@ -29,6 +30,12 @@ def _resnet18(*, num_classes: int, image_shape: ImageShape, stem: str = "cifar")
 
 def _resnet50(*, num_classes: int, image_shape: ImageShape, stem: str = "imagenet") -> nn.Module:
     return resnet50(num_classes=num_classes, in_channels=image_shape[0], stem=stem)
+
+
+def _supernet(
+    *, num_classes: int, image_shape: ImageShape, plan: str = "resnet20", expansion: str = "2"
+) -> nn.Module:
+    return SuperNet(plan=plan, expansion=int(expansion), num_classes=num_classes, in_channels=image_shape[0])
 
 
 def _any_size(network: Callable[..., nn.Module], *, num_classes: int, image_shape: ImageShape) -> nn.Module:
@@ -49,6 +56,7 @@ ZOO: Mapping[str, Callable[..., nn.Module]] = {
     "wrn_32_2": partial(_any_size, wrn_32_2),
     "vgg16": partial(_any_size, VGG16),
     "mobilenet_v1": partial(_any_size, MobileNetV1),
+    "supernet": _supernet,
 }
 
 # Each pooling must leave at least one pixel
@@ -73,7 +81,8 @@ def zoo_network(
     if name not in ZOO:
         raise RecipeError(f"the zoo holds no network {name!r}", hint=f"it holds {', '.join(ZOO)}")
     allowed = ZOO_FACTS[name].args
-    for arg, value in args.items():
+    texts = {arg: str(value) for arg, value in args.items()}  # `expansion: 4` reads as a number
+    for arg, value in texts.items():
         if arg not in allowed:
             known = ", ".join(allowed) if allowed else "none"
             raise RecipeError(f"zoo:{name} takes no argument {arg!r}", hint=f"its arguments: {known}")
@@ -87,4 +96,4 @@ def zoo_network(
             f"zoo:{name} needs images of at least {_MIN_PIXELS[name]} pixels a side, got {smallest}",
             hint="use larger images or a network with fewer poolings",
         )
-    return ZOO[name](num_classes=num_classes, image_shape=image_shape, **args)
+    return ZOO[name](num_classes=num_classes, image_shape=image_shape, **texts)

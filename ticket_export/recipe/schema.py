@@ -13,8 +13,9 @@ from pydantic_core import PydanticCustomError
 
 from ticket_export.models.facts import ZOO_FACTS
 from ticket_export.recipe.data_section import DataSection
-from ticket_export.recipe.find_sections import NORM_SCORES, FindSection
+from ticket_export.recipe.find_sections import NORM_SCORES, FindSection, RoundsSection
 from ticket_export.recipe.section import Count, Problems, Section, empty_or_repeats
+from ticket_export.recipe.supernet_section import SupernetSection
 from ticket_export.runtime.registry import MODULE_PRECISIONS, MODULE_RUNTIMES
 
 ZOO_PREFIX = "zoo:"
@@ -61,7 +62,7 @@ class ModelSection(Section):
             if key not in allowed:
                 known = f"knows {', '.join(sorted(allowed))}" if allowed else "takes no arguments"
                 yield f"args.{key}", f"unknown argument; zoo:{name} {known}"
-            elif value not in allowed[key]:
+            elif str(value) not in allowed[key]:
                 yield f"args.{key}", f"{value!r} is not one of {', '.join(allowed[key])}"
 
 
@@ -231,6 +232,9 @@ def network_problems(model: ModelSection, find: FindSection) -> Problems:
     facts = ZOO_FACTS.get(model.builder.removeprefix(ZOO_PREFIX))
     if not model.builder.startswith(ZOO_PREFIX) or facts is None:
         return
+    if find.method == "supernet" and not facts.has_branches:
+        text = f"supernet searches among parallel branches, and {model.builder} has none (zoo:supernet)"
+        yield "find.method", text
     if "depgraph" in find.controls:
         place = f"find.controls[{find.controls.index('depgraph')}]"
         for key, value in facts.beyond_torch_pruning.items():
@@ -274,11 +278,23 @@ def cross_problems(train: TrainSection, find: FindSection) -> Problems:
     if find.rewind_epoch >= train.epochs:
         yield "find.rewind_epoch", f"{find.rewind_epoch} is not below train.epochs ({train.epochs})"
     if (
-        find.method != "early_bird"
-        and find.method != "rst"
+        isinstance(find, RoundsSection)
         and find.rewind == "none"
         and train.schedule in ("cosine", "one_cycle")
     ):
         yield "find.rewind", f"none trains on at the last learning rate, which {train.schedule} brings to 0"
     if find.method == "early_bird" and find.window >= train.epochs:
         yield "find.window", f"{find.window} masks, one an epoch, do not fit train.epochs ({train.epochs})"
+    if find.method == "supernet":
+        yield from supernet_problems(train, find)
+
+
+def supernet_problems(train: TrainSection, find: SupernetSection) -> Problems:
+    """Yield (place, text) where events and epochs do not fit, or the target is never reached."""
+    if train.epochs % find.event_epochs:
+        text = f"{find.event_epochs} does not divide train.epochs ({train.epochs}), which the last event ends"
+        yield "find.event_epochs", text
+    num_events = train.epochs // find.event_epochs
+    if num_events * find.drop_step < find.final_target - 1e-9:
+        reached = f"{num_events} events reach {num_events * find.drop_step:g} of {find.final_target:g}"
+        yield "find.drop_step", f"{reached} (raise it, or train.epochs, or lower find.event_epochs)"
