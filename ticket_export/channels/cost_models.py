@@ -1,30 +1,30 @@
-"""What widths cost, site by site: weights and multiply-adds, counted here; latencies come from a table."""
+"""What a layer costs at a pair of widths, in weights or multiply-adds; latency tables fit the same seam."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, prod
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
-from ticket_export.channels.graph import ChannelGroup
+from ticket_export.channels.costs import count_costs
 from ticket_export.channels.sites import LayerSite
+
+# Pairs of widths grow with the square of this, and two neighbours of 32 differ by 3 % of a layer
+MAX_WIDTHS = 32
 
 
 class CostModel(Protocol):
-    """Prices one site at two widths; a network costs the sum over its sites and what is fixed."""
+    """What layers cost; the sum over sites and `fixed` is the network's cost."""
 
     @property
     def name(self) -> str:
-        """Return the budget it serves: "param_fraction", "mac_fraction" or "latency_fraction"."""
-
-    @property
-    def is_bilinear(self) -> bool:
-        """Return whether a site's cost is linear in each of its two widths."""
+        """Return `param_fraction`, `mac_fraction` or `latency_fraction`."""
 
     def cost(self, site: LayerSite, width_in: int, width_out: int) -> float:
-        """Return weights, multiply-adds of one image, or seconds of one batch; a width of 0 costs 0."""
+        """Return what one site costs: weights, multiply-adds of one image, or seconds of one batch."""
 
     def fixed(self) -> float:
         """Return what no width changes."""
@@ -33,91 +33,109 @@ class CostModel(Protocol):
         """Return the widths that a group may have, rising; the last is `width`."""
 
 
-class _Counted:
-    """Counts are known at every width."""
-
-    is_bilinear = True
-
-    def widths(self, group: str, width: int) -> tuple[int, ...]:
-        """Return 1 to `width`."""
-        return tuple(range(1, width + 1))
-
-
-class WeightCosts(_Counted):
-    """The weights of convolutions, linear layers and norms; other parameters are fixed.
-
-    Args:
-        model: the dense network.
-        sites: of `layer_sites`.
-    """
-
-    name = "param_fraction"
-
-    def __init__(self, model: nn.Module, sites: Sequence[LayerSite]) -> None:
-        parameters = dict(model.named_parameters())  # a shared one once
-        owned = [
-            f"{site.name}.{kind}" for site in sites for kind in ("weight", "bias") if not site.is_repeated
-        ]
-        counted = sum(parameters[name].numel() for name in owned if name in parameters)
-        self._fixed = sum(parameter.numel() for parameter in parameters.values()) - counted
-
-    def cost(self, site: LayerSite, width_in: int, width_out: int) -> float:
-        """Return how many weights the site holds; a repeated one holds none of its own."""
-        if site.is_repeated:
-            return 0.0
-        if site.op == "norm":
-            return float(width_out * (1 + site.has_bias))
-        columns = 1 if site.depthwise else width_in
-        return float(width_out * (math.prod(site.kernel) * columns + site.has_bias))
-
-    def fixed(self) -> float:
-        """Return the parameters that no site owns."""
-        return float(self._fixed)
-
-
-class MacCosts(_Counted):
-    """Multiply-adds of one image in convolutions and linear layers, as `count_costs` counts them."""
-
-    name = "mac_fraction"
-
-    def cost(self, site: LayerSite, width_in: int, width_out: int) -> float:
-        """Return the multiply-adds of one image."""
-        if site.op == "norm":
-            return 0.0
-        columns = 1 if site.depthwise else width_in
-        return float(math.prod(site.out_size) * math.prod(site.kernel) * columns * width_out)
-
-    def fixed(self) -> float:
-        """Return 0: matrix products between activations are not priced."""
-        return 0.0
-
-
-def network_cost(model: CostModel, sites: Iterable[LayerSite], kept: Mapping[str, int]) -> float:
-    """Return what the network costs whose groups keep as many channels as `kept` says."""
-    return model.fixed() + sum(
-        model.cost(site, site.columns.width(kept), site.rows.width(kept)) for site in sites
+def network_cost(costs: CostModel, sites: Sequence[LayerSite], kept: Mapping[str, int]) -> float:
+    """Return what the network costs when its groups keep `kept` channels."""
+    return costs.fixed() + sum(
+        costs.cost(site, site.columns.width(kept), site.rows.width(kept)) for site in sites
     )
 
 
-def free_widths(groups: Iterable[ChannelGroup]) -> dict[str, int]:
-    """Return the widths of the groups that may get narrower."""
-    return {group.name: group.width for group in groups if group.pinned is None and group.producers}
+def width_grid(width: int, *, round_to: int = 1, max_widths: int = MAX_WIDTHS) -> tuple[int, ...]:
+    """Return at most `max_widths` widths, multiples of `round_to` apart, rising; the last is `width`."""
+    step = round_to * ceil(width / (max_widths * round_to))
+    return (*range(step, width, step), width)
 
 
-def channel_prices(
-    model: CostModel, sites: Sequence[LayerSite], widths: Mapping[str, int]
-) -> dict[str, float]:
-    """Return what one channel of each group costs at full width, on average over its channels.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightCosts:
+    """Parameters, shared ones once.
+
+    Attributes:
+        fixed_params: of all that is in no site.
+        round_to: widths are multiples of it.
+    """
+
+    fixed_params: int
+    round_to: int = 1
+
+    @property
+    def name(self) -> str:
+        """Return the kind of budget that these costs serve."""
+        return "param_fraction"
+
+    def cost(self, site: LayerSite, width_in: int, width_out: int) -> float:
+        """Return the parameters of a site."""
+        if not site.owns_weight:
+            return 0
+        columns = 1 if site.depthwise else width_in
+        if site.op == "norm":
+            return width_out * prod(site.kernel) * (2 if site.has_bias else 1)
+        return width_out * (columns * prod(site.kernel) + site.has_bias)
+
+    def fixed(self) -> float:
+        """Return the parameters that are in no site."""
+        return self.fixed_params
+
+    def widths(self, group: str, width: int) -> tuple[int, ...]:
+        """Return up to 32 widths."""
+        return width_grid(width, round_to=self.round_to)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MacCosts:
+    """Multiply-adds of one image.
+
+    Attributes:
+        fixed_macs: of all that is in no site; products without weights count at their dense widths.
+        round_to: widths are multiples of it.
+    """
+
+    fixed_macs: int
+    round_to: int = 1
+
+    @property
+    def name(self) -> str:
+        """Return the kind of budget that these costs serve."""
+        return "mac_fraction"
+
+    def cost(self, site: LayerSite, width_in: int, width_out: int) -> float:
+        """Return the multiply-adds of a site."""
+        if site.op == "norm":
+            return 0
+        columns = 1 if site.depthwise else width_in
+        return width_out * columns * prod(site.kernel) * prod(site.out_size)
+
+    def fixed(self) -> float:
+        """Return the multiply-adds that are in no site."""
+        return self.fixed_macs
+
+    def widths(self, group: str, width: int) -> tuple[int, ...]:
+        """Return up to 32 widths."""
+        return width_grid(width, round_to=self.round_to)
+
+
+def counted_costs(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    sites: Sequence[LayerSite],
+    *,
+    kind: str,
+    dense: Mapping[str, int],
+    round_to: int = 1,
+) -> WeightCosts | MacCosts:
+    """Return the costs of which the sum over dense is what `count_costs` counts.
 
     Args:
-        model: prices the sites.
-        sites: of the dense network.
-        widths: of `free_widths`.
+        model: the dense network.
+        example_inputs: of the network.
+        sites: of `layer_sites`.
+        kind: `param_fraction` or `mac_fraction`.
+        dense: group name -> its whole width.
+        round_to: widths are multiples of it.
     """
-    whole = network_cost(model, sites, widths)
-    prices = {}
-    for group, width in widths.items():
-        least = model.widths(group, width)[0]
-        narrow = network_cost(model, sites, {**widths, group: least})
-        prices[group] = (whole - narrow) / (width - least) if width > least else 0.0
-    return prices
+    counted = count_costs(model, example_inputs)
+    if kind == "param_fraction":
+        in_sites = network_cost(WeightCosts(fixed_params=0), sites, dense)
+        return WeightCosts(fixed_params=counted.params - round(in_sites), round_to=round_to)
+    in_sites = network_cost(MacCosts(fixed_macs=0), sites, dense)
+    return MacCosts(fixed_macs=counted.macs - round(in_sites), round_to=round_to)
