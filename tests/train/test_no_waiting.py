@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ticket_export.data.augment import normalise
 from ticket_export.train import loop
+from ticket_export.train.average import Average
 from ticket_export.train.distill import Distill
-from ticket_export.train.penalty import GammaL1, GrowingL2
+from ticket_export.train.penalty import GammaL1, GrowingL2, PricedGammaL1
 from ticket_export.train.progress import Event, loss_within_epoch
 from ticket_export.train.settings import TrainSettings
 
@@ -90,7 +91,9 @@ def test_no_step_and_no_validation_reads_a_value(
         "penalties": [
             GammaL1(names=("bn1.weight",), coefficient=0.1),
             GrowingL2(keep={"conv1.weight": rows}, delta=0.1, interval=1, limit=1.0),
+            PricedGammaL1(price_by_name={"bn1.weight": 0.5}, limit=0.1, ramp_steps=5),
         ],
+        "average": Average(decay=0.9),
         "hold_zero": {"conv2.bias": torch.arange(5) > 0},
         "snapshot_epoch": 1,
         "snapshot_step": 2,

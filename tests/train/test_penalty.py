@@ -10,7 +10,7 @@ from small_training import equal, net, settings, still, trained
 from torch import Tensor, nn
 
 from ticket_export.errors import TrainError
-from ticket_export.train.penalty import GammaL1, GrowingL2, norm_scales
+from ticket_export.train.penalty import GammaL1, GrowingL2, PricedGammaL1, mean_prices, norm_scales
 
 # What the channels between the two convolutions own, and on which axis
 OF_CHANNELS = {"conv1.weight": 0, "conv1.bias": 0, "bn1.weight": 0, "bn1.bias": 0, "conv2.weight": 1}
@@ -180,3 +180,40 @@ def test_numbers_out_of_range_are_refused(name: str) -> None:
 def test_a_negative_coefficient_is_refused() -> None:
     with pytest.raises(TrainError, match=r"gamma_l1 is -0\.1"):
         GammaL1(names=(), coefficient=-0.1)
+
+
+def test_a_price_scales_the_pull_and_its_coefficient_rises_from_zero() -> None:
+    penalty = PricedGammaL1(price_by_name={"0.weight": 2.0, "1.weight": 0.5}, limit=0.4, ramp_steps=4)
+    assert [penalty.coefficient(step) for step in (0, 1, 2, 4, 9)] == pytest.approx([0, 0.1, 0.2, 0.4, 0.4])
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(1))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([3.0, -0.1]))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    penalty.add_gradients(dict(model.named_parameters()), 2)
+    assert model[0].weight.grad.tolist() == pytest.approx([0.4, -0.4])
+    assert model[1].weight.grad.tolist() == pytest.approx([0.1])
+    assert model[0].bias.grad.abs().sum() + model[1].bias.grad.abs().sum() == 0
+
+
+def test_a_part_of_a_search_goes_on_with_the_rise() -> None:
+    whole = PricedGammaL1(price_by_name={}, limit=1.0, ramp_steps=10)
+    part = PricedGammaL1(price_by_name={}, limit=1.0, ramp_steps=10, first_step=6)
+    assert [part.coefficient(step) for step in range(5)] == [whole.coefficient(step + 6) for step in range(5)]
+    assert PricedGammaL1(price_by_name={}, limit=0.3).coefficient(0) == 0.3
+
+
+def test_prices_have_the_mean_one_over_all_channels() -> None:
+    prices = mean_prices({"a": 9.0, "b": 49.0}, {"a": 30, "b": 10})
+    assert prices["b"] / prices["a"] == pytest.approx(49 / 9)
+    assert (30 * prices["a"] + 10 * prices["b"]) / 40 == pytest.approx(1)
+    with pytest.raises(TrainError, match="the channels of 1 norms cost 0"):
+        mean_prices({"a": 0.0}, {"a": 3})
+    with pytest.raises(TrainError, match=r"price of a is -0\.5"):
+        PricedGammaL1(price_by_name={"a": -0.5}, limit=1.0)
+
+
+def test_a_price_of_one_without_a_rise_is_plain_slimming() -> None:
+    plain = trained(penalties=[GammaL1(names=("bn1.weight",), coefficient=0.1)]).weights
+    priced = trained(penalties=[PricedGammaL1(price_by_name={"bn1.weight": 1.0}, limit=0.1)]).weights
+    assert equal(plain, priced)

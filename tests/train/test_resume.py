@@ -11,8 +11,9 @@ import torch
 from small_training import equal, interrupted, net, settings, timeless, trained
 
 from ticket_export.errors import TrainError
+from ticket_export.train.average import Average
 from ticket_export.train.distill import Distill
-from ticket_export.train.penalty import GammaL1, GrowingL2
+from ticket_export.train.penalty import GammaL1, GrowingL2, PricedGammaL1
 
 Options = Callable[[], dict[str, Any]]  # what a new process gives to `train`
 
@@ -31,6 +32,11 @@ def slimmed() -> dict[str, Any]:
     return {"penalties": [GammaL1(names=("bn1.weight",), coefficient=0.05)]}
 
 
+def averaged() -> dict[str, Any]:
+    penalty = PricedGammaL1(price_by_name={"bn1.weight": 0.7}, limit=0.05, ramp_steps=9)
+    return {"average": Average(decay=0.9), "penalties": [penalty]}
+
+
 def late() -> dict[str, Any]:
     return {"start_epoch": 1, "start_step": 2, "snapshot_epoch": 2, "snapshot_step": 3}
 
@@ -42,6 +48,7 @@ CASES: Mapping[str, tuple[dict[str, object], Options]] = {
     "distillation": ({}, distilled),
     "growing l2": ({}, growing),
     "gamma l1": ({}, slimmed),
+    "an average and a priced gamma l1 that rises": ({}, averaged),
     "fp16 and a penalty": ({"precision": "fp16"}, growing),
     "all at once": (
         {"validate_steps": 1, "optimizer": "adamw", "lr": 0.02, "channels_last": True},
@@ -67,6 +74,9 @@ def test_a_training_stopped_in_every_epoch_is_bit_equal_to_one_that_never_was(
     assert whole.snapshot is None or equal(whole.snapshot, resumed.snapshot)
     assert (whole.best_weights is None) == (resumed.best_weights is None)
     assert whole.best_weights is None or equal(whole.best_weights, resumed.best_weights)
+    assert (whole.average is None) == (resumed.average is None)
+    assert whole.average is None or equal(whole.average, resumed.average)
+    assert equal(whole.optimizer_state, resumed.optimizer_state)
     facts = ("min_val_loss", "min_val_loss_iteration", "num_epochs", "stopped_epoch")
     assert all(getattr(whole, fact) == getattr(resumed, fact) for fact in facts)
 

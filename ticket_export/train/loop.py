@@ -1,4 +1,10 @@
-"""The training loop: seeded batches, a schedule, checkpoints; bit-equal when resumed on a CPU."""
+"""The training loop: seeded batches, a schedule, checkpoints.
+
+On a CPU with as many threads the weights are bit-equal from run to run, resumed or not. Two parts of a
+training (`stop_epoch`, then `start_epoch`) are bit-equal to the whole where the second starts from the
+optimiser's state and the average of the first; only dropout's draws and the loss scale of fp16 start anew.
+The test images are not touched.
+"""
 
 # N images, C channels, H W pixels, K classes
 from __future__ import annotations
@@ -17,9 +23,11 @@ from ticket_export.data.batches import SeedPath
 from ticket_export.data.sources import Images
 from ticket_export.errors import TrainError
 from ticket_export.seeds import seed_from_path
+from ticket_export.train.average import Average
 from ticket_export.train.device import accelerated, own_random_state
 from ticket_export.train.distill import Distill
 from ticket_export.train.observer import Observer
+from ticket_export.train.optimizer import state_by_name
 from ticket_export.train.penalty import Penalty
 from ticket_export.train.points import Point, Points
 from ticket_export.train.progress import Event, loss_within_epoch, progress_event
@@ -62,6 +70,8 @@ class TrainResult:
         stopped_epoch: `num_epochs` where the observer ended the training, or None.
         seconds: of all epochs, those before a resume included.
         num_processes: that shared the batches.
+        optimizer_state: `PARAMETER/NAME` -> tensor on the CPU, e.g. `conv1.weight/momentum_buffer`.
+        average: the averaged network's state dict, or None where none was asked for.
     """
 
     weights: dict[str, Tensor]
@@ -76,6 +86,8 @@ class TrainResult:
     stopped_epoch: int | None
     seconds: float
     num_processes: int
+    optimizer_state: dict[str, Tensor]
+    average: dict[str, Tensor] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,20 +108,20 @@ def train(
     device: torch.device | str = "cpu",
     start_epoch: int = 0,
     start_step: int = 0,
+    stop_epoch: int | None = None,
     snapshot_epoch: int | None = None,
     snapshot_step: int = 0,
     hold_zero: Mapping[str, Tensor] | None = None,
     teacher: Distill | None = None,
     penalties: Sequence[Penalty] = (),
     observer: Observer | None = None,
+    optimizer_state: Mapping[str, Tensor] | None = None,
+    average: Average | None = None,
     checkpoint_folder: Path | None = None,
     checkpoint_interval_s: float = 10.0,
     on_event: Callable[[Event], None] | None = None,
 ) -> TrainResult:
-    """Train `model` in place to the end of `settings.epochs` and return what came of it.
-
-    On a CPU with as many threads the weights are bit-equal from run to run, resumed or not. The test images
-    are not touched.
+    """Train `model` in place to the end of `settings.epochs`, or to `stop_epoch`, and return what came of it.
 
     Args:
         model: [N, C, H, W] -> [N, K], with the weights to start from; it ends on the device in training mode.
@@ -120,12 +132,15 @@ def train(
         device: where it trains.
         start_epoch: rates and the order of images go on as if the epochs before it had been trained,
         start_step: and so many steps of that epoch.
+        stop_epoch: epochs done when it ends, though rates follow `settings.epochs`; None = at their end.
         snapshot_epoch: epoch in which the state dict is copied (the rewind point),
         snapshot_step: after so many steps of it.
         hold_zero: parameter name -> bool of its shape; where it is False the parameter stays zero.
         teacher: whose outputs are learnt beside the labels.
         penalties: what is added to the gradients.
         observer: looks at the network after each epoch and may end the training.
+        optimizer_state: what the optimiser starts from, as `TrainResult.optimizer_state` holds it.
+        average: of the weights, taken beside the training.
         checkpoint_folder: an existing folder; its checkpoint is resumed, and new ones are written there.
         checkpoint_interval_s: least time between two checkpoints; it changes no result.
         on_event: gets a `progress_event` once a second and at the end of each epoch.
@@ -135,10 +150,11 @@ def train(
         StoreError: a checkpoint cannot be written.
     """
     snapshot = None if snapshot_epoch is None else Point(snapshot_epoch, snapshot_step)
-    points = Points(start=Point(start_epoch, start_step), snapshot=snapshot)
+    points = Points(start=Point(start_epoch, start_step), snapshot=snapshot, stop_epoch=stop_epoch)
     extra = Additions(
-        hold_zero=hold_zero or {}, distill=teacher, penalties=tuple(penalties), observer=observer
-    )
+        hold_zero=hold_zero or {}, distill=teacher, penalties=tuple(penalties), observer=observer,
+        optimizer_state=optimizer_state or {}, average=average,
+    )  # fmt: skip
     plan = Plan(augment=augment, settings=settings, seed_path=seed_path, points=points, additions=extra)
     saving = _Saving(folder=checkpoint_folder, interval_s=checkpoint_interval_s)
     return _trained(model, images, plan, torch.device(device), saving, on_event)
@@ -165,7 +181,7 @@ def _trained(
 
 def _run_epochs(run: Run, saving: _Saving, on_event: Callable[[Event], None] | None) -> None:
     saved_s = time.perf_counter()
-    while run.next_epoch < run.settings.epochs and not run.is_stopped:
+    while run.next_epoch < run.plan.end_epoch and not run.is_stopped:
         epoch = run.next_epoch
         run.history.append(_epoch(run, epoch, on_event))
         run.next_epoch = epoch + 1
@@ -261,4 +277,6 @@ def _result(run: Run) -> TrainResult:
         stopped_epoch=run.next_epoch if run.is_stopped else None,
         seconds=sum(record["seconds"] for record in run.history),
         num_processes=run.batches.shard[1],
+        optimizer_state=on_cpu(state_by_name(run.model, run.optimizer)),
+        average=None if run.average is None else on_cpu(run.average.state()),
     )

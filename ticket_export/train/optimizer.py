@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ticket_export.errors import TrainError
 from ticket_export.train.settings import TrainSettings
 
+_OF = "/"  # stands in no module's name but by force
+
 
 def optimizer_from_settings(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """Return the optimiser of all parameters that take gradients, with an empty state."""
@@ -49,10 +51,46 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         if kind != "optimizer":
             continue
         position, _, name = rest.partition(".")
-        parameter = parameters[int(position)]
-        if value.shape == parameter.shape:
-            # In the parameter's own memory order: fused kernels walk both as flat memory
-            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        else:
-            value = value.to(parameter.device)
-        optimizer.state[parameter][name] = value
+        _set(optimizer, parameters[int(position)], name, value)
+
+
+def state_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the state of each parameter as `PARAMETER/NAME`, so that it can be cut as the parameter is."""
+    return {
+        f"{of}{_OF}{name}": value
+        for of, parameter in model.named_parameters()
+        for name, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)  # SGD without momentum keeps a None
+    }
+
+
+def start_from_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
+    """Put the state back that `state_by_name` returned.
+
+    Raises:
+        TrainError: it names what is no trained parameter, or has another shape.
+    """
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for key, value in state.items():
+        of, _, name = key.rpartition(_OF)
+        if of not in parameters:
+            raise TrainError(
+                f"the optimiser's state {key!r} belongs to no trained parameter of {type(model).__name__}",
+                hint="its names are PARAMETER/NAME, e.g. conv1.weight/momentum_buffer",
+            )
+        if value.dim() > 0 and value.shape != parameters[of].shape:
+            raise TrainError(
+                f"the optimiser's state {key!r} is {tuple(value.shape)}, "
+                f"the parameter {tuple(parameters[of].shape)}",
+                hint="cut it as the parameter was cut",
+            )
+        _set(optimizer, parameters[of], name, value)
+
+
+def _set(optimizer: torch.optim.Optimizer, parameter: Tensor, name: str, value: Tensor) -> None:
+    if value.shape == parameter.shape:
+        # In the parameter's own memory order: fused kernels walk both as flat memory
+        value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    else:
+        value = value.to(parameter.device, copy=True)
+    optimizer.state[parameter][name] = value

@@ -86,6 +86,75 @@ class GammaL1:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PricedGammaL1:
+    """Network slimming by cost: `coefficient(step) * price * sign(gamma)` is added to the scales' gradients.
+
+    The coefficient rises linearly from zero. Source: the released code of SuperTickets (You et al. 2022,
+    arXiv 2207.03677), where a price is what one channel costs over the mean of all, and the rise takes 25
+    epochs.
+
+    Attributes:
+        price_by_name: scale -> price of each of its channels (`mean_prices`).
+        limit: the coefficient after the rise; at least 0.
+        ramp_steps: steps of the rise; 0 = none.
+        first_step: steps that lie before the first one of this training, where it is a part of a search.
+
+    Raises:
+        TrainError: a number is negative.
+    """
+
+    price_by_name: Mapping[str, float]
+    limit: float
+    ramp_steps: int = 0
+    first_step: int = 0
+
+    def __post_init__(self) -> None:
+        numbers = {"gamma_l1": self.limit, "ramp_steps": self.ramp_steps, "first_step": self.first_step}
+        numbers |= {f"price of {name}": price for name, price in self.price_by_name.items()}
+        for name, value in numbers.items():
+            if not value >= 0:
+                raise TrainError(f"the priced penalty's {name} is {value}", hint="it must be at least 0")
+
+    def coefficient(self, step: int) -> float:
+        """Return the coefficient at a step of this training."""
+        if self.ramp_steps == 0:
+            return self.limit
+        return self.limit * min(1.0, (self.first_step + step) / self.ramp_steps)
+
+    @torch.no_grad()
+    def add_gradients(self, parameters: Mapping[str, Tensor], step: int) -> None:
+        """Add the sub-gradient of `coefficient(step) * sum price * |gamma|`."""
+        chosen = _with_gradients(self.price_by_name, parameters)
+        coefficient = self.coefficient(step)
+        if chosen and coefficient > 0:
+            signs = torch._foreach_sign(list(chosen.values()))
+            torch._foreach_mul_(signs, [self.price_by_name[name] for name in chosen])
+            torch._foreach_add_(_gradients(chosen.values()), signs, alpha=coefficient)
+
+    def facts(self) -> Mapping[str, object]:
+        """Return prices and numbers."""
+        numbers = {"limit": self.limit, "ramp_steps": self.ramp_steps, "first_step": self.first_step}
+        return {"penalty": "priced_gamma_l1", "prices": dict(self.price_by_name), **numbers}
+
+
+def mean_prices(cost_by_name: Mapping[str, float], widths: Mapping[str, int]) -> dict[str, float]:
+    """Return the costs of one channel, scaled so that their mean over all channels is 1.
+
+    Args:
+        cost_by_name: scale -> what one of its channels costs, in any unit; at least 0.
+        widths: scale -> its channels.
+
+    Raises:
+        TrainError: nothing costs anything.
+    """
+    total = sum(cost * widths[name] for name, cost in cost_by_name.items())
+    if not total > 0:
+        raise TrainError(f"the channels of {len(cost_by_name)} norms cost {total} together")
+    mean = total / sum(widths[name] for name in cost_by_name)
+    return {name: cost / mean for name, cost in cost_by_name.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GrowingL2:
     """An l2 penalty on chosen elements whose coefficient grows: `min(limit, delta * (step // interval))`.
 

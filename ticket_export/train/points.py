@@ -22,15 +22,21 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Points:
-    """Where a training starts, and where its state is copied.
+    """Where a training starts and ends, and where its state is copied.
 
     Attributes:
         start: the moment it goes on from.
         snapshot: the moment at which its state dict is copied, or None.
+        stop_epoch: the epochs done when it ends, or None for all that its schedule knows.
     """
 
     start: Point
     snapshot: Point | None
+    stop_epoch: int | None = None
+
+    def end_epoch(self, epochs: int) -> int:
+        """Return the epochs done at the end, where the schedule knows `epochs`."""
+        return epochs if self.stop_epoch is None else self.stop_epoch
 
     def first_step(self, epoch: int) -> int:
         """Return the first step of `epoch` that is trained."""
@@ -48,12 +54,18 @@ class Points:
         """Raise unless the training passes both points.
 
         Args:
-            epochs: where the training ends.
+            epochs: that the schedule knows.
             num_batches: steps in an epoch.
 
         Raises:
             TrainError: a point lies outside the training, or the snapshot before the start.
         """
+        if self.stop_epoch is not None and not 0 < self.stop_epoch <= epochs:
+            raise TrainError(
+                f"stop_epoch is {self.stop_epoch}, the schedule has {epochs} epochs",
+                hint=f"it may be 1 to {epochs}",
+            )
+        epochs = self.end_epoch(epochs)
         first = Point(0, 0)
         for name, point in (("start", self.start), ("snapshot", self.snapshot)):
             if point is None:

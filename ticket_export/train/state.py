@@ -18,7 +18,8 @@ from ticket_export.data.sources import Images
 from ticket_export.data.streamed import StreamedImages
 from ticket_export.errors import TrainError
 from ticket_export.models.weights import load_weights
-from ticket_export.train.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
+from ticket_export.train.average import Average, Averaged
+from ticket_export.train.checkpoint import FILE_NAME, fingerprint, load_checkpoint, save_checkpoint
 from ticket_export.train.compiled import compiled
 from ticket_export.train.device import random_states, set_random_states
 from ticket_export.train.distill import Distill
@@ -27,6 +28,7 @@ from ticket_export.train.observer import Observer
 from ticket_export.train.optimizer import (
     optimizer_from_settings,
     restore_optimizer,
+    start_from_state,
     tensors_from_optimizer,
 )
 from ticket_export.train.penalty import Penalty
@@ -47,6 +49,8 @@ class Additions:
     distill: Distill | None
     penalties: tuple[Penalty, ...]
     observer: Observer | None
+    optimizer_state: Mapping[str, Tensor]
+    average: Average | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,11 @@ class Plan:
     seed_path: SeedPath
     points: Points
     additions: Additions
+
+    @property
+    def end_epoch(self) -> int:
+        """Return the epochs done at its end."""
+        return self.points.end_epoch(self.settings.epochs)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,6 +85,7 @@ class Run:
         identity: facts by name that a checkpoint must share, as JSON.
         next_epoch: the first epoch not yet trained.
         is_stopped: whether the observer ended the training.
+        average: of the weights, or None.
     """
 
     plan: Plan
@@ -96,6 +106,7 @@ class Run:
     next_epoch: int
     validations: Validations
     is_stopped: bool = False
+    average: Averaged | None = None
     snapshot: dict[str, Tensor] | None = None
     history: list[EpochRecord] = field(default_factory=list)
 
@@ -112,7 +123,9 @@ class Run:
     def share_buffers(self) -> None:
         """Give all processes the first one's buffers: each took its norms' statistics from its own images."""
         if self.accelerator.num_processes > 1:
-            for buffer in self.model.buffers():
+            buffers = dict(self.model.named_buffers())
+            averages = [] if self.average is None else self.average.buffers(buffers)
+            for buffer in [*buffers.values(), *averages]:
                 torch.distributed.broadcast(buffer, src=0)
 
     def autocast(self) -> torch.autocast:
@@ -156,13 +169,15 @@ def start(
     )
     plan.points.require_reached(settings.epochs, batches.num_batches)
     net = accelerator.prepare_model(model, device_placement=False)
-    return Run(
+    optimizer = optimizer_from_settings(model, settings)
+    start_from_state(model, optimizer, plan.additions.optimizer_state)
+    run = Run(
         plan=plan,
         model=model,
         net=compiled(net, device) if settings.compile else net,
         parameters=dict(model.named_parameters(remove_duplicate=False)),
         teacher=_teacher(model, plan, some_x),
-        optimizer=optimizer_from_settings(model, settings),
+        optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type) if settings.precision == "fp16" else None,
         accelerator=accelerator,
         device=device,
@@ -175,6 +190,10 @@ def start(
         next_epoch=plan.points.start.epoch,
         validations=Validations(keeps_best=settings.validate_steps > 0),
     )
+    run.hold_zero()
+    if plan.additions.average is not None:
+        run.average = plan.additions.average.start(model)
+    return run
 
 
 def _check_fits(model: nn.Module, x_NCHW: Tensor, num_classes: int) -> int:
@@ -247,6 +266,10 @@ def _identity(plan: Plan) -> dict[str, object]:
         "distill": additions.distill and additions.distill.facts(),
         "penalties": [dict(penalty.facts()) for penalty in additions.penalties],
         "observer": additions.observer and dict(additions.observer.facts()),
+        # A checkpoint from before these were facts is one of a training without them: None
+        "stop_epoch": points.stop_epoch,
+        "optimizer_state": fingerprint(additions.optimizer_state) if additions.optimizer_state else None,
+        "average": additions.average and dict(additions.average.facts()),
     }
     return dict(json.loads(json.dumps(facts)))
 
@@ -270,6 +293,8 @@ def save(run: Run, folder: Path) -> None:
     tensors |= tensors_from_optimizer(run.optimizer) | random_states(run.device)
     tensors |= {f"snapshot.{name}": value for name, value in (run.snapshot or {}).items()}
     tensors |= {f"validations.{name}": value for name, value in run.validations.tensors().items()}
+    if run.average is not None:
+        tensors |= {f"average.{name}": value for name, value in run.average.values.items()}
     observer = run.plan.additions.observer
     if observer is not None:
         tensors |= {f"observer.{name}": value for name, value in observer.state().items()}
@@ -306,6 +331,8 @@ def resume(run: Run, folder: Path) -> None:
     set_random_states(tensors, run.device)
     if run.scaler is not None:
         run.scaler.load_state_dict(facts["scaler"])
+    if run.average is not None:
+        run.average.restore(_under("average.", tensors))
     run.snapshot = _under("snapshot.", tensors) or None
     run.validations.restore(_under("validations.", tensors), run.device)
     run.validations.records = list(facts["validations"])

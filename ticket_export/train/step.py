@@ -42,6 +42,8 @@ def train_batch(run: Run, x_NCHW: Tensor, y_N: Tensor, iteration: int, totals: T
         run.scaler.step(run.optimizer)
         run.scaler.update()
     run.hold_zero()
+    if run.average is not None:
+        run.average.step()
     with torch.no_grad():
         totals += torch.stack((loss.detach() * len(y_N), (logits_NK.argmax(1) == y_N).sum()))
 
