@@ -18,9 +18,18 @@ def test_a_mask_counts_what_it_keeps_and_survives_json():
     assert torch.equal(again.keep_by_group["conv1"], KEEP_3_OF_8)
 
 
-def test_a_mask_that_empties_a_group_is_refused():
+def test_a_mask_that_empties_a_group_outside_every_branch_is_refused(plain_net, images):
+    mask = Mask({"conv1": torch.zeros(8, dtype=torch.bool)})
     with pytest.raises(ShrinkError, match="'conv1' keeps 0 of 8 channels"):
-        Mask({"conv1": torch.zeros(8, dtype=torch.bool)})
+        check_mask(channel_groups(plain_net, images), mask)
+
+
+def test_a_mask_that_keeps_nothing_survives_json():
+    mask = Mask({"branch": torch.zeros(8, dtype=torch.bool)})
+    again = Mask.from_json(mask.to_json())
+    assert again.kept_widths() == {"branch": 0}
+    assert len(again.keep_by_group["branch"]) == 8
+    assert mask.channel_density == 0
 
 
 def test_a_mask_of_numbers_is_refused():

@@ -84,7 +84,7 @@ def test_each_branch_decides_on_one_free_group_and_each_stage_is_one_stream() ->
     inner = {f"blocks.{i}.branches.k{k}.expand" for i in (0, 1) for k in (3, 5, 7)}
     assert {name for name, group in groups.items() if group.pinned is None and group.is_inner} == inner
     assert {group.width for name, group in groups.items() if name in inner} == {32}
-    assert groups.keys() - inner == {"conv1", "blocks.1.branches.k3.project", "linear"}
+    assert groups.keys() - inner == {"conv1", "blocks.1.shortcut.0", "linear"}
     for norm in decision_norms(model):
         branch = norm.removesuffix(".bn2.weight")
         assert {member.tensor for member in groups[f"{branch}.expand"].members} == {

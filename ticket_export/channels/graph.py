@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ticket_export.channels.branches import branch_around
 from ticket_export.channels.classes import FIXED
 from ticket_export.channels.compact import core, varying_axes
 from ticket_export.channels.labelled import LabelledGraph
@@ -43,12 +44,14 @@ class ChannelGroup:
         width: number of channels.
         members: every slice that goes with a channel.
         pinned: why the group must stay whole, or None when it may shrink.
+        branch: path of the submodule that goes with the last channel; None where one channel must stay.
     """
 
     name: str
     width: int
     members: tuple[Member, ...]
     pinned: str | None
+    branch: str | None = None
 
     @property
     def producers(self) -> tuple[Member, ...]:
@@ -132,8 +135,15 @@ def groups_from_labels(graph: LabelledGraph) -> list[ChannelGroup]:
         taken[name] = taken.get(name, 0) + 1
         unique_name = name if taken[name] == 1 else f"{name}#{taken[name]}"
         pinned = next((pins[root] for root in ordered if root in pins), None)
+        branch = branch_around((member.tensor for member in group_members), graph.trace.branches)
         groups.append(
-            ChannelGroup(name=unique_name, width=len(ordered), members=group_members, pinned=pinned)
+            ChannelGroup(
+                name=unique_name,
+                width=len(ordered),
+                members=group_members,
+                pinned=pinned,
+                branch=branch if pinned is None else None,
+            )
         )
     return groups
 

@@ -21,10 +21,11 @@ class Mask:
     """Which channels of each group stay. Because it is per group, every Mask can be shrunk.
 
     Attributes:
-        keep_by_group: group name -> bool [width], True = keep.
+        keep_by_group: group name -> bool [width], True = keep. All may be False where the group lies inside a
+            branch that the network can do without (`ChannelGroup.branch`); other groups keep one at least.
 
     Raises:
-        ShrinkError: an entry is no one-dimensional bool tensor, or keeps no channel.
+        ShrinkError: an entry is no one-dimensional bool tensor.
     """
 
     keep_by_group: Mapping[str, Tensor]
@@ -36,11 +37,6 @@ class Mask:
                     f"mask of group {name!r} is {keep_C.dtype} with shape {tuple(keep_C.shape)}: "
                     "it must be a bool vector"
                 )
-            if not keep_C.any():
-                raise ShrinkError(
-                    f"mask of group {name!r} keeps 0 of {len(keep_C)} channels",
-                    hint="keep at least one channel of every group",
-                )
         object.__setattr__(self, "keep_by_group", MappingProxyType(dict(self.keep_by_group)))
 
     def kept_widths(self) -> dict[str, int]:
@@ -49,7 +45,7 @@ class Mask:
 
     @property
     def channel_density(self) -> float:
-        """Return kept channels / all channels, over all groups of the mask, in (0, 1]."""
+        """Return kept channels / all channels, over all groups of the mask, in [0, 1]."""
         total = sum(len(keep_C) for keep_C in self.keep_by_group.values())
         return sum(self.kept_widths().values()) / total if total else 1.0
 
@@ -117,7 +113,9 @@ class ElementMask:
 
 
 def check_mask(groups: Sequence[ChannelGroup], mask: Mask) -> None:
-    """Raise unless every entry of `mask` names a group of its width and pinned groups stay whole.
+    """Raise unless every entry of `mask` names a group of its width, and what must stay does.
+
+    Pinned groups stay whole; a group that is in no branch keeps a channel.
 
     Raises:
         ShrinkError: naming the group and the two widths, or the reason of the pin.
@@ -138,6 +136,11 @@ def check_mask(groups: Sequence[ChannelGroup], mask: Mask) -> None:
             raise ShrinkError(
                 f"the mask drops {int((~keep_C).sum())} of {group.width} channels of group {name!r}, "
                 f"which must stay whole: {group.pinned}"
+            )
+        if group.branch is None and not keep_C.any():
+            raise ShrinkError(
+                f"mask of group {name!r} keeps 0 of {len(keep_C)} channels",
+                hint="keep at least one channel of every group that is in no branch",
             )
 
 

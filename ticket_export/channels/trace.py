@@ -19,6 +19,7 @@ from torch.export import Dim, export
 from torch.fx import GraphModule, Node
 from torch.nn.modules.conv import _ConvNd
 
+from ticket_export.channels.branches import branch_paths
 from ticket_export.errors import ShrinkError
 
 
@@ -30,11 +31,13 @@ class Trace:
         module: the graph; `get_attr` targets are the names in the model's `state_dict`.
         inputs: the example inputs it was traced with, batch >= 2.
         layer_types: path of every module -> its class.
+        branches: paths of the submodules that the network can do without.
     """
 
     module: GraphModule
     inputs: tuple[Tensor, ...]
     layer_types: Mapping[str, type[nn.Module]]
+    branches: tuple[str, ...] = ()
 
     def tensor(self, name: str) -> Tensor:
         """Return the parameter, buffer or lifted constant called `name`."""
@@ -127,6 +130,7 @@ def trace(
         module=module,
         inputs=inputs,
         layer_types={name: type(part) for name, part in frozen.named_modules(remove_duplicate=False)},
+        branches=branch_paths(frozen),
     )
 
 

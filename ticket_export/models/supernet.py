@@ -58,6 +58,41 @@ class SuperBranch(nn.Module):
         y_NCHW = functional.relu(self.bn2(self.depthwise(y_NCHW)))
         return cast(Tensor, self.project(y_NCHW))
 
+    @property
+    def is_empty(self) -> bool:
+        """Return whether it lost all its channels, before or behind the depthwise convolution."""
+        return any(parameter.numel() == 0 for parameter in self.parameters())
+
+    def constant(self) -> Tensor:
+        """Return what it adds in evaluation mode if it is empty, [out_channels]."""
+        weight_OC, bias_O = self.project.weight.flatten(1), self.project.bias
+        total_O = weight_OC.new_zeros(len(weight_OC))
+        if weight_OC.numel():  # only what leads into the depthwise convolution is gone
+            total_O = weight_OC @ functional.relu(_norm_of_zero(self.bn2))
+        return total_O if bias_O is None else total_O + bias_O
+
+
+class ChannelShift(nn.Module):
+    """Adds one number per channel, the parameter `bias`: what is left of a norm that sees nothing."""
+
+    def __init__(self, bias_C: Tensor) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(bias_C)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Return the input and the shift of each channel."""
+        return x_NCHW + self.bias[:, None, None]
+
+
+def _norm_of_zero(norm: nn.BatchNorm2d) -> Tensor:
+    """Return what the norm gives for an input of zeros in evaluation mode, [C]."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean_C, var_C, scale_C, bias_C = (
+        t.double() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    return (bias_C - scale_C * mean_C / (var_C + norm.eps).sqrt()).to(norm.bias.dtype)
+
 
 class SuperBlock(nn.Module):
     """Adds the sum of its branches, under one norm, to its input: bn(k3(x) + k5(x) + k7(x)) + shortcut(x).
@@ -75,13 +110,37 @@ class SuperBlock(nn.Module):
                 for kernel in KERNELS
             }
         )
-        self.bn = nn.BatchNorm2d(out_channels)
+        self.bn: nn.BatchNorm2d | ChannelShift = nn.BatchNorm2d(out_channels)
         self.shortcut = projection_shortcut(in_channels, out_channels, stride)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Return the block's output, [N, out_channels, ceil(H / stride), ceil(W / stride)]."""
-        y_NCHW = self.bn(reduce(torch.add, [branch(x_NCHW) for branch in self.branches.values()]))
-        return cast(Tensor, y_NCHW + self.shortcut(x_NCHW))
+        shortcut_NCHW = cast(Tensor, self.shortcut(x_NCHW))
+        if not self.branches:
+            return cast(Tensor, self.bn(shortcut_NCHW))
+        y_NCHW = reduce(torch.add, [branch(x_NCHW) for branch in self.branches.values()])
+        return cast(Tensor, self.bn(y_NCHW) + shortcut_NCHW)
+
+    def branch_names(self) -> tuple[str, ...]:
+        """Return the names of the branches, each of which may lose all its hidden channels."""
+        return tuple(f"branches.{name}" for name in self.branches)
+
+    @torch.no_grad()
+    def drop_empty_branches(self) -> None:
+        """Remove the branches without hidden channels; after the last one the norm becomes its constant.
+
+        The output in evaluation mode stays. Of the norm the bias stays, by its name.
+        """
+        if isinstance(self.bn, ChannelShift):
+            return
+        for name, branch in list(self.branches.items()):
+            assert isinstance(branch, SuperBranch)
+            if branch.is_empty:
+                assert self.bn.running_mean is not None
+                self.bn.running_mean -= branch.constant()
+                del self.branches[name]
+        if not self.branches:
+            self.bn = ChannelShift(_norm_of_zero(self.bn))
 
 
 class SuperNet(nn.Module):

@@ -140,7 +140,7 @@ def small_elements(
             keep = elements.keep_by_parameter.get(name)
             parameter.copy_(torch.ones_like(parameter) if keep is None else keep.to(parameter.dtype))
     cut = dict(small_from_mask(carrier, groups, mask).named_parameters())
-    return {name: cut[name].detach() != 0 for name in elements.keep_by_parameter}
+    return {name: cut[name].detach() != 0 for name in elements.keep_by_parameter if name in cut}
 
 
 def scattered(small: nn.Module, dense: nn.Module, groups: list[ChannelGroup], mask: Mask) -> nn.Module:
@@ -155,12 +155,16 @@ def scattered(small: nn.Module, dense: nn.Module, groups: list[ChannelGroup], ma
     masked = copy.deepcopy(dense)
     state = masked.state_dict()
     keep_by_tensor = held_elements(groups, mask, {name: tensor.shape for name, tensor in state.items()})
+    held = small.state_dict()
     with torch.no_grad():
-        for name, value in small.state_dict().items():
+        for name, tensor in state.items():
             keep = keep_by_tensor.get(name)
-            if keep is None:
-                state[name].copy_(value)
+            if name not in held:  # of a branch or a block that is gone
+                if not name.endswith("running_var"):
+                    tensor.zero_()
+            elif keep is None:
+                tensor.copy_(held[name])
             else:  # what is kept is a product of one set per axis, so both run through it in the same order
-                state[name][keep] = value.flatten()
+                tensor[keep] = held[name].flatten()
     zero_dropped(masked, groups, mask)
     return masked

@@ -140,6 +140,9 @@ def _shrunk(dense: nn.Module, inputs: tuple[Tensor, ...], options: _Options, tol
         analysis = _analysed(traced, options, refused)
         try:
             small, plan, rel_error = _proven(dense, inputs, analysis, options, tolerance, trials)
+        except _WholeBranchesError:
+            traced = replace(traced, branches=())
+            continue
         except RefusedEditError as refusal:
             new_axes = refusal.axes - refused.keys()
             if not new_axes:
@@ -152,6 +155,10 @@ def _shrunk(dense: nn.Module, inputs: tuple[Tensor, ...], options: _Options, tol
             rel_error=rel_error, dynamic_batch=trials.dynamic_batch,
         )  # fmt: skip
         return Shrunk(model=small, plan=plan, report=report)
+
+
+class _WholeBranchesError(ShrinkError):
+    """A branch goes, which only the module form can express, and that form will not do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +194,11 @@ def _proven(
     tolerance: float,
     trials: Trials,
 ) -> tuple[nn.Module, Plan, float]:
-    """Return the first form that runs and computes the same function, its plan, and its error."""
+    """Return the first form that runs and computes the same function, its plan, and its error.
+
+    Raises:
+        _WholeBranchesError: it would be the graph form, and a branch goes.
+    """
     graph, decision, folded = analysis.graph, analysis.decision, analysis.folded
     plan = plan_from_kept(graph, decision.kept, folded)
     if options.residual == "index":
@@ -200,6 +211,8 @@ def _proven(
         return check_equal(small, dense, trials, tolerance=tolerance, open_size=open_size)
 
     if has_dead_layer(analysis.sinks, decision):
+        if decision.emptied:
+            raise _WholeBranchesError("a layer outside its branches is dead")
         needed = plan_from_kept(graph, decision.needed, folded)
         if constant_operands(graph, plan, needed):
             with suppress(ShrinkError):  # else they stay, one channel wide
@@ -213,6 +226,8 @@ def _proven(
     except (DivergedError, *FORWARD_ERRORS) as error:
         # the forward holds a channel count (torch refuses the shapes, or halves come out unequal)
         reason = error
+    if decision.emptied:
+        raise _WholeBranchesError("the module form does not run") from reason
     try:
         return _graph_form(dense, inputs, _as_graph(plan, graph.trace, inputs), folded, checked)
     except DivergedError as error:

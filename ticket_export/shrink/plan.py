@@ -100,7 +100,9 @@ class Plan:
         if name in self.grouped:
             return self._sliced_groups(name, tensor, axes.get(0, tuple(range(tensor.shape[0]))))
         for axis, positions in axes.items():
-            tensor = tensor.index_select(axis, torch.tensor(positions, device=tensor.device))
+            tensor = tensor.index_select(
+                axis, torch.tensor(positions, dtype=torch.int64, device=tensor.device)
+            )
         return tensor
 
     def _sliced_groups(self, name: str, weight: Tensor, rows: Sequence[int]) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ticket_export.channels.branches import branch_around
 from ticket_export.channels.classes import FIXED
 from ticket_export.channels.compact import core, varying_axes
 from ticket_export.channels.constants import ConstantGraph, KnownColumns
@@ -57,11 +58,13 @@ class Decision:
         kept: bool by root; `needed` are those whose values matter, the rest of `kept` are carriers, widths
             rounded up, and the last channel of a layer.
         carriers: roots kept to carry the constants of removed channels past a zero-padded border.
+        emptied: paths of the branches that go, because nothing is kept of a group inside them.
     """
 
     kept: Tensor
     needed: Tensor
     carriers: frozenset[int]
+    emptied: tuple[str, ...] = ()
 
 
 def sinks_of(graph: LabelledGraph, constants: ConstantGraph) -> list[Sink]:
@@ -131,6 +134,8 @@ def has_dead_layer(sinks: Sequence[Sink], decision: Decision) -> bool:
     """Return whether some weight is left of which no needed row depends on the input."""
     lives: dict[str, bool] = {}
     for sink in sinks:
+        if branch_around([sink.weight], decision.emptied) is not None:
+            continue
         alive = bool((decision.needed[sink.rows] & sink.row_is_tainted).any())
         lives[sink.weight] = lives.get(sink.weight, False) or alive
     return not all(lives.values())
@@ -154,7 +159,12 @@ class _Decider:
         self.needed[: FIXED + 1] = True
         self.extra = torch.zeros_like(self.needed)
         self.carriers: set[int] = set()
-        self.axes = [axis.labels for axis in labelled_axes(graph)]
+        self.in_branches = [group for group in groups if group.branch is not None]
+        may_empty = {(m.tensor, m.axis) for group in self.in_branches for m in group.members}
+        may_empty -= {(m.tensor, m.axis) for group in groups if group.branch is None for m in group.members}
+        self.axes = [
+            axis.labels for axis in labelled_axes(graph) if (axis.tensor, axis.axis) not in may_empty
+        ]
         self.grids = self._tensors_with_two_channel_axes()
         may_round = [group for group in groups if group.pinned is None and group.producers and round_to > 1]
         self.rounded = [(self._roots(group), self._norms(group)) for group in may_round]
@@ -169,11 +179,20 @@ class _Decider:
             self._keep_carriers()
             self._round_widths_up()
             if before == (int(self.needed.sum()), int(self.extra.sum())):
-                return Decision(kept=self.kept, needed=self.needed, carriers=frozenset(self.carriers))
+                return Decision(
+                    kept=self.kept,
+                    needed=self.needed,
+                    carriers=frozenset(self.carriers),
+                    emptied=self._emptied(),
+                )
 
     @property
     def kept(self) -> Tensor:
         return self.needed | self.extra
+
+    def _emptied(self) -> tuple[str, ...]:
+        gone = [group.branch for group in self.in_branches if not self.kept[self._roots(group)].any()]
+        return tuple(dict.fromkeys(branch for branch in gone if branch is not None))
 
     def _spread_need(self) -> None:
         while True:

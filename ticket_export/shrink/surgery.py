@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from ticket_export.channels.branches import drop_empty_branches
 from ticket_export.channels.graph import ChannelGroup
 from ticket_export.channels.labelled import LabelledGraph
 from ticket_export.channels.mask import Mask
@@ -25,7 +26,8 @@ from ticket_export.shrink.plan import Plan, plan_from_mask
 def small_from_mask(model: nn.Module, groups: Sequence[ChannelGroup], mask: Mask) -> nn.Module:
     """Return a copy of `model` with the channels that `mask` drops cut out; kept values are as they were.
 
-    Nothing is folded: this is the network that a ticket is trained as. Same class, same `state_dict` keys.
+    Nothing is folded: this is the network that a ticket is trained as. Same class, same `state_dict` keys,
+    but for those of branches that the mask empties: they are gone, whatever the values were.
 
     Args:
         model: the dense network.
@@ -76,6 +78,7 @@ def model_from_plan(model: nn.Module, plan: Plan, folded: FoldedTensors | None =
         update_sizes(module, groups_by_id.get(id(getattr(module, "weight", None))))
     for path, num_channels in plan.bare_norms.items():
         _resize_bare_norm(small.get_submodule(path), num_channels)
+    drop_empty_branches(small)
     return small
 
 
@@ -94,9 +97,10 @@ def live_stream_rows(
         weight name -> positions among the kept rows; layers with no zero row, or with nothing else, are
         absent.
     """
+    own = {name for name, _ in named_tensors(small)}  # a branch may be gone
     writers = [member.tensor for group in groups if not group.is_inner for member in group.producers]
     found: dict[str, tuple[int, ...]] = {}
-    for weight in dict.fromkeys(writers):
+    for weight in dict.fromkeys(writer for writer in writers if writer in own):
         layer = small.get_submodule(weight.rpartition(".")[0])
         is_plain = type(layer) in MORE or type(layer) in MORE.values()
         if not is_plain or graph.trace.layer_of(weight) is None or not _is_zero_padded(layer):
