@@ -13,20 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor
 
 from ticket_export.channels.cost_models import CostModel, network_cost
 from ticket_export.channels.sites import LayerSite
 from ticket_export.errors import ShrinkError
 from ticket_export.find.site_costs import SiteCosts
+from ticket_export.find.width_program import WidthProgram
 
 OBJECTIVES = ("product", "sum")
-_WIDER = 1e-6  # what a group at full width adds to the objective: of equal choices the widest is taken
-_NUM_WIDTHS = 16  # candidates of a group, at most
+_NUM_WIDTHS = 16  # candidates of a group in one program, at most: pairs of groups have their square
 _LEAST_SHARE = 1e-9  # of a group's importance; its logarithm must exist
-_REL_GAP = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +35,8 @@ class Choice:
         kept_importance: of `product` the geometric mean over groups of the kept share of their importance, of
             `sum` the kept share of all importance; in (0, 1].
         cost: of the network, by the cost model.
-        gap: by how much a better choice could still beat this one, as a share of the objective; 0 = proven.
+        gap: by how much another choice among the widths tried could still beat this one, as a share of the
+            objective; proven by the solver, and 1e-5 at most where the time was enough.
     """
 
     widths: Mapping[str, int]
@@ -63,27 +61,29 @@ class Limits:
     upper: Mapping[str, int] | None = None
     may_be_empty: Collection[str] = ()
 
-    def candidates(self, group: str, known: Sequence[int]) -> list[int]:
-        """Return the widths to choose from, rising, at most 16.
+    def known(self, group: str, priced: Sequence[int]) -> list[int]:
+        """Return the widths that a group may have, rising.
 
         Args:
             group: its name.
-            known: the widths that have a price; the last is the whole width.
-
-        Raises:
-            ShrinkError: none is left.
+            priced: the widths that have a price; the last is the whole width.
         """
-        high = min(known[-1], (self.upper or {}).get(group, known[-1]))
-        low = min(high, max(1, (self.lower or {}).get(group, 1)))
-        inside = [w for w in known if low <= w <= high and (w % self.round_to == 0 or w == known[-1])]
+        whole = priced[-1]
+        high = min(whole, (self.upper or {}).get(group, whole))
+        least = (self.lower or {}).get(group, 0)
+        low = min(high, max(1, least))
+        inside = [w for w in priced if low <= w <= high and (w % self.round_to == 0 or w == whole)]
         # The widest is always there, so that no budget is refused for a grid; as is a lower bound
-        widths = sorted({*inside, high, *((low,) if (self.lower or {}).get(group) else ())})
-        if len(widths) > _NUM_WIDTHS:
-            places = np.unique(np.linspace(0, len(widths) - 1, _NUM_WIDTHS).round().astype(int))
-            widths = [widths[place] for place in places]
-        if group in self.may_be_empty and not (self.lower or {}).get(group):
-            widths.insert(0, 0)
-        return widths
+        widths = sorted({*inside, high, *((low,) if least else ())})
+        return [0, *widths] if group in self.may_be_empty and not least else widths
+
+    @staticmethod
+    def spread(widths: Sequence[int]) -> list[int]:
+        """Return at most 16 of the widths, evenly spread, both ends among them."""
+        if len(widths) <= _NUM_WIDTHS:
+            return list(widths)
+        places = np.unique(np.linspace(0, len(widths) - 1, _NUM_WIDTHS).round().astype(int))
+        return [widths[place] for place in places]
 
 
 def choose_widths(
@@ -99,19 +99,20 @@ def choose_widths(
 ) -> Choice:
     """Return the widths that keep the most importance at a cost of at most `target`.
 
-    A width keeps the channels of the highest scores. Of equally good choices the widest is taken, up to 1e-6
-    of the objective: a width in the middle of a stair never stays there.
+    A width keeps the channels of the highest scores. The choice is exact among 16 widths of every group, then
+    again among those between the neighbours of the first choice. Last, widths grow as far as the cost
+    stays within the target, also where that gains no importance: none stops in the middle of a stair.
 
     Args:
         score_by_group: of the groups to choose for, [width] each, at least 0.
         sites: of `layer_sites`.
         costs: prices the sites.
         whole: the width of every free group; one without a score keeps it.
-        target: in the unit of `costs`.
+        target: in the unit of `costs`; kept to within the solver's 1e-6.
         objective: `product` weighs shares of groups, whatever their scale, and never empties one; `sum` adds
             scores of all groups, which must be comparable.
         limits: of the widths.
-        time_limit_s: after it the best choice found is returned, with its gap.
+        time_limit_s: of each program; after it the best choice found stands, with its gap.
 
     Raises:
         ShrinkError: even the narrowest network costs more, or a layer has no price.
@@ -121,21 +122,15 @@ def choose_widths(
     limits = limits or Limits()
     if objective == "product" and limits.may_be_empty:
         raise ShrinkError("objective product keeps every group", hint="use objective sum, or empty none")
-    candidates = {g: limits.candidates(g, costs.widths(g, whole[g])) for g in score_by_group}
-    worths = _worths(score_by_group, candidates, objective)
-    site_costs = SiteCosts(sites, costs, whole, candidates)
-    program = _Program(candidates, worths, site_costs)
-    solved = program.solve(target, time_limit_s)
-    if solved is None:
-        narrowest = {**whole, **{group: widths[0] for group, widths in candidates.items()}}
-        least = network_cost(costs, sites, narrowest)
-        dense = network_cost(costs, sites, whole)
-        raise ShrinkError(
-            f"the budget is {target / dense:.3f} of dense, "
-            f"and the narrowest network costs {least / dense:.3f}",
-            hint="raise find.budget, use scope coupled, or lower find.round_to",
-        )
-    widths, gap = solved
+    _check_scores(score_by_group, whole)
+    search = _Search(score_by_group, sites, costs, whole, objective, time_limit_s)
+    known = {g: limits.known(g, costs.widths(g, whole[g])) for g in score_by_group}
+    widths, gap = search.solve({g: limits.spread(ws) for g, ws in known.items()}, target)
+    near = {g: _between_neighbours(ws, limits.spread(ws), widths[g]) for g, ws in known.items()}
+    if any(len(near[g]) > 3 for g in near):  # the spread left widths out around the choice
+        widths, nearer_gap = search.solve({g: limits.spread(ws) for g, ws in near.items()}, target)
+        gap = max(gap, nearer_gap)
+    widths = search.widened(widths, known, target)
     return Choice(
         widths=widths,
         kept_importance=kept_importance(score_by_group, widths, objective),
@@ -205,92 +200,78 @@ def _shares(scores_C: Tensor, widths: Sequence[int]) -> list[float]:
     ]
 
 
-def _worths(
-    score_by_group: Mapping[str, Tensor], candidates: Mapping[str, Sequence[int]], objective: str
-) -> dict[str, npt.NDArray[np.float64]]:
-    """Return what each candidate width adds to the objective."""
-    total = sum(float(scores_C.sum()) for scores_C in score_by_group.values()) or 1.0
-    worths = {}
+def _check_scores(score_by_group: Mapping[str, Tensor], whole: Mapping[str, int]) -> None:
     for group, scores_C in score_by_group.items():
-        widths = np.array(candidates[group])
-        if objective == "product":
-            worth = np.log(_shares(scores_C, candidates[group])) / len(score_by_group)
-        else:
-            best = np.concatenate([[0.0], np.cumsum(_best_first(scores_C))])
-            worth = best[widths] / total
-        worths[group] = worth + _WIDER * widths / len(scores_C) / len(score_by_group)
-    return worths
+        if len(scores_C) != whole.get(group) or not bool((scores_C >= 0).all() & scores_C.isfinite().all()):
+            raise ShrinkError(
+                f"the scores of group {group!r} are {len(scores_C)} of {whole.get(group)}, "
+                f"the least {float(scores_C.min())}",
+                hint="a budget needs a finite score of at least 0 for every channel",
+            )
 
 
-class _Program:
-    """One binary per group and width; for each pair of groups that layers join, a share per pair of widths.
+def _between_neighbours(known: Sequence[int], tried: Sequence[int], chosen: int) -> list[int]:
+    place = tried.index(chosen)
+    low, high = tried[max(0, place - 1)], tried[min(len(tried) - 1, place + 1)]
+    return [width for width in known if low <= width <= high]
 
-    Those shares are continuous: sums over one side equal the other side's binaries, so they are 0 or 1 where
-    the binaries are. That is the transport form, whose relaxation is tight.
-    """
 
-    def __init__(
-        self,
-        candidates: Mapping[str, Sequence[int]],
-        worths: Mapping[str, npt.NDArray[np.float64]],
-        site_costs: SiteCosts,
-    ) -> None:
-        self._candidates, self._site_costs = candidates, site_costs
-        self._first: dict[str, int] = {}
-        objective: list[npt.NDArray[np.float64]] = []
-        costs: list[npt.NDArray[np.float64]] = []
-        for group in candidates:
-            self._first[group] = sum(map(len, objective))
-            objective.append(-worths[group])
-            costs.append(site_costs.by_group[group])
-        self._num_binaries = sum(map(len, objective))
-        for matrix in site_costs.by_pair.values():
-            objective.append(np.zeros(matrix.size))
-            costs.append(matrix.ravel())
-        self._objective, self._costs = np.concatenate(objective), np.concatenate(costs)
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """Solves programs over different candidates of one network."""
 
-    def solve(self, target: float, time_limit_s: float) -> tuple[dict[str, int], float] | None:
-        """Return widths and the proven gap; None where no choice keeps to the target."""
-        rows, values = self._equalities()
-        left = target - self._site_costs.constant
-        scale = max(abs(left), float(np.abs(self._costs).max(initial=0.0)), 1e-300)
-        budget = LinearConstraint(sparse.csr_matrix(self._costs / scale), -np.inf, left / scale)
-        found = milp(
-            self._objective,
-            integrality=(np.arange(len(self._objective)) < self._num_binaries).astype(int),
-            bounds=Bounds(0.0, 1.0),
-            constraints=[LinearConstraint(rows, values, values), budget],
-            options={"time_limit": time_limit_s, "mip_rel_gap": _REL_GAP},
-        )
-        if found.x is None:
-            if found.status == 1:
-                raise ShrinkError(
-                    f"no widths were found within {time_limit_s:g} s",
-                    hint="raise find.round_to: fewer widths",
-                )
-            return None
-        widths = {
-            group: int(widths[int(np.argmax(found.x[first : first + len(widths)]))])
-            for (group, widths), first in zip(self._candidates.items(), self._first.values(), strict=True)
+    score_by_group: Mapping[str, Tensor]
+    sites: Sequence[LayerSite]
+    costs: CostModel
+    whole: Mapping[str, int]
+    objective: str
+    time_limit_s: float
+
+    def solve(
+        self, candidates: Mapping[str, Sequence[int]], target: float, *, width_weight: float = 0.0
+    ) -> tuple[dict[str, int], float]:
+        """Return the best widths among the candidates and the gap."""
+        worths = {
+            group: self._worth(group, widths) + width_weight * np.array(widths) / self.whole[group]
+            for group, widths in candidates.items()
         }
-        return widths, float(found.mip_gap or 0.0)
+        site_costs = SiteCosts(self.sites, self.costs, self.whole, candidates)
+        solved = WidthProgram(candidates, worths, site_costs).solve(target, self.time_limit_s)
+        if solved is None:
+            narrowest = {**self.whole, **{group: widths[0] for group, widths in candidates.items()}}
+            least = network_cost(self.costs, self.sites, narrowest)
+            dense = network_cost(self.costs, self.sites, self.whole)
+            raise ShrinkError(
+                f"the budget is {target / dense:.3f} of dense, "
+                f"and the narrowest network costs {least / dense:.3f}",
+                hint="raise find.budget, use scope coupled, or lower find.round_to",
+            )
+        return solved
 
-    def _equalities(self) -> tuple[sparse.csr_matrix, npt.NDArray[np.float64]]:
-        """Return one row per group (one width each), and per pair and width of either side."""
-        entries: list[tuple[int, int, float]] = []
-        values: list[float] = []
-        for group, first in self._first.items():
-            entries += [(len(values), first + place, 1.0) for place in range(len(self._candidates[group]))]
-            values.append(1.0)
-        start = self._num_binaries
-        for (left, right), matrix in self._site_costs.by_pair.items():
-            places = start + np.arange(matrix.size).reshape(matrix.shape)
-            start += matrix.size
-            for group, lines in ((left, places), (right, places.T)):
-                for place, line in enumerate(lines):
-                    entries += [(len(values), int(variable), 1.0) for variable in line]
-                    entries.append((len(values), self._first[group] + place, -1.0))
-                    values.append(0.0)
-        row, column, data = zip(*entries, strict=True)
-        shape = (len(values), len(self._objective))
-        return sparse.csr_matrix((data, (row, column)), shape=shape), np.array(values)
+    def widened(
+        self, widths: Mapping[str, int], known: Mapping[str, Sequence[int]], target: float
+    ) -> dict[str, int]:
+        """Return widths of which none can grow, to another known one, without a cost above the target."""
+        now = dict(widths)
+        target = max(
+            target, network_cost(self.costs, self.sites, {**self.whole, **now})
+        )  # they stay feasible
+        while True:
+            # An empty group stays empty: its branch was not worth its price
+            wider = {
+                group: [w for w in widths if w >= now[group]][:_NUM_WIDTHS] if now[group] else [0]
+                for group, widths in known.items()
+            }
+            grown, _ = self.solve(wider, target, width_weight=1.0)
+            if grown == now:
+                return now
+            now = grown
+
+    def _worth(self, group: str, widths: Sequence[int]) -> npt.NDArray[np.float64]:
+        """Return what each width adds to the objective."""
+        scores_C = self.score_by_group[group]
+        if self.objective == "product":
+            return np.log(_shares(scores_C, widths)) / len(self.score_by_group)
+        total = sum(float(scores_C.sum()) for scores_C in self.score_by_group.values()) or 1.0
+        best = np.concatenate([[0.0], np.cumsum(_best_first(scores_C))])
+        return np.asarray(best[list(widths)] / total, dtype=np.float64)
