@@ -114,7 +114,7 @@ def test_a_grouped_convolution_is_refused_by_name():
 def test_a_layer_without_a_price_is_refused_by_name():
     net = nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Conv1d(8, 5, 3))
     x = torch.zeros(2, 4, 12)
-    with pytest.raises(ShrinkError, match="'0.weight' of Conv1d belongs to channel groups"):
+    with pytest.raises(ShrinkError, match=r"'0\.weight' of Conv1d belongs to channel groups"):
         layer_sites(net, x, channel_groups(net, x))
 
 
