@@ -74,7 +74,7 @@ class SearchRules:
             raise ShrinkError(
                 f"{num_events} events of find.drop_step {self.drop_step:g} reach "
                 f"{self.target(num_events - 1):g}, not find.drop_fraction {self.drop_fraction:g}",
-                hint="raise train.epochs or find.drop_step, or lower find.event_epochs or the share that goes",
+                hint="raise train.epochs or find.drop_step, or lower find.event_epochs",
             )
         return num_events
 

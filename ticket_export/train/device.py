@@ -57,3 +57,9 @@ def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
     torch.default_generator.set_state(states["rng.cpu"])
     if "rng.device" in states and device.type != "cpu":
         torch.get_device_module(device).set_rng_state(states["rng.device"], device)
+
+
+def is_main_process() -> bool:
+    """Return whether this process writes for all that share a training; alone it does."""
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
