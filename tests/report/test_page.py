@@ -184,7 +184,8 @@ def test_markdown_has_a_table_per_batch_with_a_row_per_subject(report: Report) -
     text = markdown(report)
     assert text.count("## ort-cpu, fp32, batch") == 3
     batch_64 = text.partition("batch 64, compute, 1 thread")[2].partition("##")[0]
-    assert [line.split("|")[1].strip() for line in batch_64.strip().splitlines()[2:]] == list(report.subjects)
+    rows = batch_64.strip().splitlines()[2:9]
+    assert [line.split("|")[1].strip() for line in rows] == list(report.subjects)
     row = next(line for line in batch_64.splitlines() if "ticket@2" in line)
     for cell in (
         "97.9 % (97.6-98.1, n = 3)",

@@ -13,11 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
 from ticket_export.report.artefacts import Width
+from ticket_export.report.front import Front
 from ticket_export.report.rows import Report
 from ticket_export.report.verdict import SubjectLine
 
 INK, MUTED, RULE = "#1b1f24", "#5b6470", "#d9dee5"
 _WIDTH_IN = 4.4  # two side by side on a desk; one on a phone, its letters still above 10 px
+UNIFORM_KINDS = ("uniform", "uniform_latency")
 
 
 class Look(NamedTuple):
@@ -34,12 +36,23 @@ _LOOKS = {
     "ticket": Look("#0b5cad", "s", ()),
     "unstructured": Look("#00796b", "P", (6, 1.5, 1, 1.5)),
     "uniform": Look("#b35c00", "^", (5, 2)),
+    "uniform_latency": Look("#c77700", ">", (2, 1.5)),
+    "searched": Look("#004d7a", "h", (8, 2)),
+    "no_reactivation": Look("#5a7d9a", "d", (3, 2, 1, 2)),
     "depgraph": Look("#a3195b", "p", (4, 1.5, 1, 1.5)),
     "random": Look("#757575", "v", (1, 1.5)),
     "reinit": Look("#8e44ad", "X", (3, 1.5, 1, 1.5, 1, 1.5)),
     "random_reinit": Look("#8a6d00", "*", (1, 3)),
 }
 _OTHER = Look("#444444", "D", (2, 2))
+
+# a front is broad and pale: what lies on it stays readable
+FRONT_LINE: dict[str, Any] = {  # Any: keywords of plot
+    "color": "#9fd0b4",
+    "linewidth": 5.0,
+    "solid_capstyle": "round",
+}
+FRONT_GROUND: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 16, "markeredgewidth": 0}
 
 _PLATE = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # digits stay readable over a line
 
@@ -63,16 +76,21 @@ STYLE: dict[Any, Any] = {  # of every figure of ours. Any: matplotlib types its 
 _REPORT_STYLE = STYLE | {"hatch.linewidth": 0.8, "legend.fontsize": 9, "lines.linewidth": 1.6}
 
 
-def accuracy_against_latency(lines: Sequence[SubjectLine]) -> str:
+def accuracy_against_latency(lines: Sequence[SubjectLine], front: Front) -> str:
     """Draw each subject's accuracy over its median latency; bars span the replicates.
+
+    Dense is a level line, each kind of uniform network a line that ends in dense, the front a broad one.
+    What is on the front has a pale ground, also where means put it below the line.
 
     Args:
         lines: all subjects under one setting.
+        front: theirs.
     """
     with matplotlib.rc_context(_REPORT_STYLE):
-        figure, axes = _axes(height_in=4.0)
+        figure, axes = _axes(height_in=4.2)
+        _reference_lines(axes, lines, front)
         for line in lines:
-            look, latency_ms = _look(line.subject), 1000 * line.latency_s.mean
+            look, latency_ms = look_of(line.subject), 1000 * line.latency_s.mean
             axes.errorbar(
                 [latency_ms],
                 [line.accuracy.mean],
@@ -95,6 +113,40 @@ def accuracy_against_latency(lines: Sequence[SubjectLine]) -> str:
         return _svg(figure, axes)
 
 
+def _reference_lines(axes: Axes, lines: Sequence[SubjectLine], front: Front) -> None:
+    dense = [line for line in lines if line.subject == "dense"]
+    for line in dense:
+        axes.axhline(line.accuracy.mean, color=INK, linewidth=0.8, zorder=1)
+    for kind in UNIFORM_KINDS:
+        own = [line for line in lines if line.subject.partition("@")[0] == kind]
+        if own:
+            look = look_of(kind)
+            axes.plot(*_places([*dense, *own]), color=look.color, dashes=look.dashes, linewidth=1.1)
+    draw_front(axes, front)
+
+
+def draw_front(axes: Axes, front: Front, label: str = "Pareto front") -> None:
+    """Draw a front below everything else: a broad line, and a pale ground under each of its points.
+
+    Args:
+        axes: of accuracy over milliseconds.
+        front: the front.
+        label: its words in a legend.
+    """
+    for points, style in ((front.line, {"label": label}), (front.on_it, FRONT_GROUND)):
+        axes.plot(
+            [1000 * point.latency_s.mean for point in points],
+            [point.accuracy.mean for point in points],
+            zorder=1.2,
+            **FRONT_LINE | style,
+        )
+
+
+def _places(lines: Sequence[SubjectLine]) -> tuple[list[float], list[float]]:
+    ordered = sorted(lines, key=lambda line: line.latency_s.mean)
+    return [1000 * line.latency_s.mean for line in ordered], [line.accuracy.mean for line in ordered]
+
+
 def latency_against_batch(lines_by_batch: Mapping[int, Sequence[SubjectLine]]) -> str:
     """Draw each subject's median latency per image over the batch size, both on logarithmic scales.
 
@@ -106,7 +158,7 @@ def latency_against_batch(lines_by_batch: Mapping[int, Sequence[SubjectLine]]) -
     with matplotlib.rc_context(_REPORT_STYLE):
         figure, axes = _axes(height_in=4.0)
         for subject in [line.subject for line in subjects]:
-            look = _look(subject)
+            look = look_of(subject)
             per_image_ms = [
                 1000 * line.latency_s.mean / batch
                 for batch in batches
@@ -205,7 +257,7 @@ def layer_widths(report: Report, subject: str) -> str:
         for place, group in enumerate(groups):
             kept = [widths[place].after for widths in by_replicate]
             axes.barh(place, group.before, color="white", edgecolor=MUTED, height=0.72, linewidth=0.9)
-            axes.barh(place, fmean(kept), color=_look(subject).color, height=0.72)
+            axes.barh(place, fmean(kept), color=look_of(subject).color, height=0.72)
             if min(kept) != max(kept):
                 axes.plot([min(kept), max(kept)], [place, place], color=INK, linewidth=1.2, marker="|")
             axes.text(group.before, place, f"  {_kept_text(group, kept)}", fontsize=8, va="center")
@@ -227,7 +279,8 @@ def _kept_text(group: Width, kept: Sequence[int]) -> str:
     return f"{low} of {group.before}" if low == high else f"{low}-{high} of {group.before}"
 
 
-def _look(subject: str) -> Look:
+def look_of(subject: str) -> Look:
+    """Return how a subject is drawn."""
     kind = subject.partition("@")[0]
     return _LOOKS.get(kind, _OTHER)
 
@@ -235,7 +288,7 @@ def _look(subject: str) -> Look:
 def _face(subject: str, lines: Sequence[SubjectLine]) -> str:
     # the last ticket is filled, earlier ones are open: levels differ without colour
     tickets = [line.subject for line in lines if line.subject.startswith("ticket@")]
-    return "white" if subject in tickets[:-1] else _look(subject).color
+    return "white" if subject in tickets[:-1] else look_of(subject).color
 
 
 def _axes(*, height_in: float) -> tuple[Figure, Axes]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ticket_export.errors import StoreError
 from ticket_export.report import (
     causes,
+    front,
     sections,
     sentences,
     table,
@@ -20,7 +21,7 @@ from ticket_export.report import (
 from ticket_export.report.reading import PRECISION_NOTE, reading
 from ticket_export.report.rows import Report
 from ticket_export.report.style import CSS
-from ticket_export.report.verdict import settings, subject_lines, verdicts
+from ticket_export.report.verdict import subject_lines, verdicts
 from ticket_export.report.worth import first_worths
 
 
@@ -60,8 +61,9 @@ def markdown(report: Report) -> str:
             "**Unstable timings: read their speedups with care.**",
             "\n".join(f"- {r}" for r in reasons),
         ]
-    for setting in settings(report):
+    for setting, found_front in front.fronts(report):
         parts += [f"## {words.setting_words(setting)}", table.subject_table(subject_lines(report, setting))]
+        parts += [f"{front.setting_front_line(setting, found_front)}."]
     if report.causes:
         parts += ["## Time against MACs", causes.markdown_causes(report)]
     parts += ticket_tables.block_markdown(report)

@@ -46,6 +46,13 @@ _READING = (
         "can at most be. Fewer than three replicates resolve nothing. Every interval stands alone: of "
         "twenty, one is expected to miss.",
     ),
+    (
+        "Pareto front",
+        "The subjects that no other dominates. Another one does that is shown to be faster (their speedups' "
+        "intervals do not meet) with a mean accuracy no lower, or that is shown to be more accurate (its "
+        "verdict would be wins) and is not shown to be slower. So a subject may stay on the front because "
+        "nothing is resolved.",
+    ),
     ("Parity", "max|a-b| / max|b| of the exported file's outputs against the network it came from."),
 )
 

@@ -101,7 +101,9 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `report.json`."""
-        from ticket_export.report.early_stop import early_stop_json  # reads reports, so it imports this file
+        # these read reports, so they import this file
+        from ticket_export.report.early_stop import early_stop_json
+        from ticket_export.report.front import fronts_json
         from ticket_export.report.worth import worths
 
         return {
@@ -113,6 +115,7 @@ class Report:
             "tickets": [worth.to_json() for worth in worths(self)],
             "search_cost": [cost.to_json() for cost in self.search_costs],
             "early_stop": early_stop_json(self),
+            "fronts": fronts_json(self),
         }
 
     @property

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from ticket_export.report import figure, sentences, table, words
+from ticket_export.report.front import fronts, setting_front_line
 from ticket_export.report.reading import PRECISION_NOTE
 from ticket_export.report.reading import reading as terms_of
 from ticket_export.report.rows import ROW_FIELDS, Report
@@ -81,21 +82,29 @@ def side_by_side(report: Report) -> str:
             '<th scope="col">Subject</th><th scope="col">Accuracy</th><th scope="col">Weights kept</th>'
             f'<th scope="col">MACs kept</th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
         )
+        parts += [
+            f"<p class='note'>{typeset(setting_front_line(setting, front))}.</p>"
+            for setting, front in fronts(report)
+            if (setting.runtime, setting.precision) == (runtime, precision)
+        ]
     return "\n".join(parts)
 
 
 def figures(report: Report) -> str:
     """Return the figures: accuracy against latency, latency against batch, what is kept, widths per layer."""
     parts = ["<h2>Figures</h2>"]
+    front_by_setting = dict(fronts(report))
     for runtime, precision in _executions(report):
         by_batch = _lines_by_batch(report, runtime, precision)
         largest = max(by_batch)
         where = f"{runtime}, {precision}"
+        front = front_by_setting[by_batch[largest][0].setting]
         drawn = [
             _figure(
                 "Accuracy against measured latency",
-                f"{where}, batch {largest}. Up and left is better; bars span the replicates.",
-                figure.accuracy_against_latency(by_batch[largest]),
+                f"{where}, batch {largest}. Up and left is better; bars span the replicates. "
+                f"On pale green: the Pareto front, {words.listed(front.subjects)}.",
+                figure.accuracy_against_latency(by_batch[largest], front),
             ),
         ]
         if any(line.speedup is not None for line in by_batch[largest]):

@@ -93,7 +93,7 @@ class Verdict:
 
 def settings(report: Report) -> tuple[Setting, ...]:
     """Return the settings of a report: by runtime, precision and batch."""
-    found = {_setting(row) for row in report.rows}
+    found = {setting_of(row) for row in report.rows}
     return tuple(sorted(found, key=_setting_order))
 
 
@@ -104,7 +104,7 @@ def _setting_order(setting: Setting) -> tuple[object, ...]:
 
 def subject_lines(report: Report, setting: Setting) -> tuple[SubjectLine, ...]:
     """Return one line per subject under `setting`, dense first."""
-    rows = [row for row in report.rows if _setting(row) == setting]
+    rows = [row for row in report.rows if setting_of(row) == setting]
     return tuple(
         _line(subject, setting, [row for row in rows if row["subject"] == subject])
         for subject in report.subjects
@@ -160,7 +160,8 @@ def speed_word(speedup: Spread) -> str:
     return "slower" if speedup.high < 1 else "no difference shown"
 
 
-def _setting(row: Row) -> Setting:
+def setting_of(row: Row) -> Setting:
+    """Return the setting that a row was measured under."""
     return Setting(**{field: row[field] for field in ("runtime", "precision", "batch", "scope", "threads")})
 
 
