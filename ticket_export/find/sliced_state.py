@@ -68,11 +68,7 @@ def cut_dead(
     live = standing.structure.network(whole, standing.weights)
     _require_dependence(live, inputs)
     shrunk = shrink(live, inputs, tolerance=tolerance)
-    if shrunk.plan.form != "module":
-        raise ShrinkError(
-            f"{type(whole).__name__} without its dead channels runs in graph form alone",
-            hint="search a network whose modules can be cut, e.g. zoo:supernet",
-        )
+    _require_plain_cut(shrunk.plan, type(whole).__name__)
     averaged = copy.deepcopy(live)
     averaged.load_state_dict(dict(standing.average))
     small_average = model_from_plan(averaged, shrunk.plan)
@@ -106,6 +102,21 @@ def sliced_optimizer(state: Mapping[str, Tensor], plan: Plan, names: Collection[
         if of in names:
             kept[key] = plan.sliced(of, value) if value.dim() > 0 else value
     return kept
+
+
+def _require_plain_cut(plan: Plan, network: str) -> None:
+    """Raise ShrinkError unless the plan leaves out channels and does nothing else."""
+    if plan.form != "module":
+        raise ShrinkError(
+            f"{network} without its dead channels runs in graph form alone",
+            hint="search a network whose modules can be cut, e.g. zoo:supernet",
+        )
+    if plan.folds or plan.new_biases or plan.terms:
+        raise ShrinkError(
+            f"{network} cannot be cut by leaving out channels alone: a channel that is zero in its norm is "
+            "a constant behind it, which would have to move on",
+            hint="a decision norm must be followed by what maps zero to zero, e.g. a relu",
+        )
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -186,10 +186,12 @@ def hold_event(
     if any(gone_C.any() for gone_C in gone.values()):
         cut = cut_dead(standing, whole, example_inputs, tolerance=rules.tolerance)
         standing, errors = cut.standing, (cut.rel_error, cut.average_rel_error)
-        _require_gone(standing, gone)
+    left = standing.structure.mask.keep_by_group
+    # What could not be cut is in a pinned group, which no norm decides over
+    assert not any((gone_C & left[name]).any() for name, gone_C in gone.items())
     return Outcome(
-        keep=keep,
-        removed=sum(int(gone_C.sum()) for gone_C in gone.values()),
+        keep={name: keep_C & left[name] for name, keep_C in keep.items()},
+        removed=sum(int(((score > 0) & ~left[name]).sum()) for name, score in scores.items()),
         reactivated=reactivated,
         rel_error=errors[0],
         average_rel_error=errors[1],
@@ -249,15 +251,3 @@ def _with_zeros(
 
 def _norm(decision: Decision) -> tuple[str, str]:
     return decision.scale, decision.shift
-
-
-def _require_gone(standing: Standing, gone: Mapping[str, Tensor]) -> None:
-    kept = standing.structure.mask.keep_by_group
-    left = {name: int((kept[name] & gone_C).sum()) for name, gone_C in gone.items()}
-    stays = {name: number for name, number in left.items() if number}
-    if stays:
-        name, number = next(iter(stays.items()))
-        raise ShrinkError(
-            f"{number} channels of group {name!r} are zero in their norm, and yet cannot be cut out",
-            hint="a decision norm must be followed by what maps zero to zero, e.g. a relu",
-        )
