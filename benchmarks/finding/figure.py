@@ -9,19 +9,17 @@ from typing import NamedTuple
 import matplotlib
 from finding.labels import Labelled, write_labels
 from finding.reading import Document, batches_of, cost_of, names_of, rows_of, values_of
+from finding.scales import accuracy_over_latency, bars
 from finding.variants import CONTROLS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 from speedup.plots import write_figure
 
 from ticket_export.report.figure import INK, MUTED, STYLE
-from ticket_export.report.intervals import Spread, spread
+from ticket_export.report.intervals import spread
 
-TICKS_PER_DECADE = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
-MIN_TICKS = 3  # a span with fewer of them is ticked in equal steps
 PLATE = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # digits stay readable over a line
 COSTS = (  # field of a network, words, offset of its bar, hatch
     ("time_ratio", "by time", -0.19, ""),
@@ -95,7 +93,7 @@ def _panel(axes: Axes, document: Document, batch: int) -> list[Labelled]:
         latency_ms = 1000 * fmean(row["latency_s"]["p50"] for row in rows)
         if accuracy.low != accuracy.high:
             axes.errorbar(
-                [latency_ms], [accuracy.mean], yerr=_bars(accuracy), color=look.color, elinewidth=0.8,
+                [latency_ms], [accuracy.mean], yerr=bars(accuracy), color=look.color, elinewidth=0.8,
                 capsize=2, fmt="none",
             )  # fmt: skip
         stable = all(row["stable"] for row in rows)
@@ -106,30 +104,11 @@ def _panel(axes: Axes, document: Document, batch: int) -> list[Labelled]:
         )  # fmt: skip
         held = {"low": accuracy.low, "high": accuracy.high, "color": look.color}
         points.append(Labelled(text=name, x=latency_ms, y=accuracy.mean, **held))
-    _scales(axes, [point.x for point in points])
+    accuracy_over_latency(axes, [point.x for point in points])
     axes.set_title(f"batch {batch}", fontsize=10, loc="left")
     axes.set_xlabel(f"median latency of a batch of {batch}, ms")
     axes.set_ylabel("test accuracy")
     return points
-
-
-def _scales(axes: Axes, latencies_ms: list[float]) -> None:
-    """Set a logarithmic scale of latencies with room beside the outermost points for their labels."""
-    axes.set_xscale("log")
-    low, high = min(latencies_ms), max(latencies_ms)
-    room = max(high / low, 1.1) ** 0.18
-    axes.set_xlim(low / room, high * room)
-    axes.margins(y=0.09)
-    axes.xaxis.set_major_locator(FixedLocator(_ticks(low / room, high * room)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1, symbol=" %"))
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    ticks = [digit * 10.0**power for power in range(-4, 6) for digit in TICKS_PER_DECADE]
-    inside = [tick for tick in ticks if low <= tick <= high]
-    return inside if len(inside) >= MIN_TICKS else list(MaxNLocator(nbins=4).tick_values(low, high))
 
 
 def _costs(axes: Axes, document: Document, names: list[str]) -> None:
@@ -147,7 +126,7 @@ def _costs(axes: Axes, document: Document, names: list[str]) -> None:
             )  # fmt: skip
             if cost.low != cost.high:
                 axes.errorbar(
-                    [cost.mean], [place + offset], xerr=_bars(cost), color=INK, elinewidth=0.8, capsize=2
+                    [cost.mean], [place + offset], xerr=bars(cost), color=INK, elinewidth=0.8, capsize=2
                 )
             axes.annotate(
                 f"{cost.mean:.2f}", (cost.high, place + offset), xytext=(4, 0), textcoords="offset points",
@@ -160,11 +139,6 @@ def _costs(axes: Axes, document: Document, names: list[str]) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.set_title("what the search costs, its own training included", fontsize=10, loc="left")
     axes.set_xlabel("dense trainings (dashed: one)")
-
-
-def _bars(held: Spread) -> list[list[float]]:
-    # equal replicates: their mean may lie a rounding error outside of them
-    return [[max(0.0, held.mean - held.low)], [max(0.0, held.high - held.mean)]]
 
 
 def _legend(document: Document) -> list[Line2D | Patch]:

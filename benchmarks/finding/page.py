@@ -16,6 +16,7 @@ from finding.reading import (
     values_of,
 )
 from finding.variants import CONTROLS, VARIANTS
+from stability_section import stability
 
 from ticket_export.report import words
 from ticket_export.report.intervals import spread
@@ -48,7 +49,7 @@ def page(document: Document, command: str, load: str) -> str:
         _costs(document),
         _against_controls(document),
         _against_finders(document),
-        _stability(document),
+        stability(document["rows"]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -207,22 +208,3 @@ def _difference(document: Document, name: str, other: str) -> str:
     of_all = verdict.num_replicates == _num_replicates(document)
     count = "" if of_all else f", n = {verdict.num_replicates}"
     return f"{words.points(verdict)}, {verdict.word}{count}"
-
-
-def _stability(document: Document) -> str:
-    rows = document["rows"]
-    unstable = [row for row in rows if not row["stable"]]
-    if not unstable:
-        return f"## Stability\n\nNone of the {len(rows)} timings gives a reason to distrust it."
-    note = (
-        f"{len(unstable)} of {len(rows)} timings give a reason to distrust them. A speedup is no stabler "
-        "than its baseline: where dense is told, all networks of that replicate and batch are marked."
-    )
-    told = []
-    for row in unstable:
-        own = [reason for reason in row["reasons"] if not reason.startswith("baseline ")]
-        if own:
-            told.append(
-                f"- batch {row['batch']}, {row['subject']}, replicate {row['replicate']}: {'; '.join(own)}"
-            )
-    return "\n".join(["## Stability", "", note, "", *told])

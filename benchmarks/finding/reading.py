@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import exp, log
-from statistics import fmean
 from typing import Any, TypeAlias
 
 from finding.variants import CONTROLS
 
 from ticket_export.report.intervals import Spread, spread
+from ticket_export.report.verdict import speedup_spread
 
 Document: TypeAlias = Mapping[str, Any]  # Any: JSON
 
@@ -62,10 +61,4 @@ def cost_ratio(document: Document, names: tuple[str, str], field: str) -> tuple[
 def speedup_of(rows: list[Mapping[str, Any]]) -> Spread | None:  # Any: JSON
     """Return the geometric mean over the replicates; low and high span their 95 % intervals."""
     held = [row["speedup"] for row in rows if row["speedup"] is not None]
-    if not held:
-        return None
-    return Spread(
-        mean=exp(fmean(log(speedup["ratio"]) for speedup in held)),
-        low=min(speedup["low"] for speedup in held),
-        high=max(speedup["high"] for speedup in held),
-    )
+    return speedup_spread(held) if held else None

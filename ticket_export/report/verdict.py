@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
 from statistics import fmean
+from typing import Any
 
 from ticket_export.errors import MeasureError
 from ticket_export.report.intervals import (
@@ -181,14 +182,15 @@ def _line(subject: str, setting: Setting, rows: Sequence[Row]) -> SubjectLine:
         param_density=mean(lambda row: row["param_density"]),
         mac_density=mean(lambda row: row["mac_density"]),
         latency_s=spread([row["latency_s"]["p50"] for row in rows]),
-        speedup=_speedup_spread(speedups) if speedups else None,
+        speedup=speedup_spread(speedups) if speedups else None,
         rounds_won_fraction=mean(lambda row: row["rounds_won_fraction"]) if speedups else None,
         stable=all(row["stable"] for row in rows),
         reasons=tuple(dict.fromkeys(reason for row in rows for reason in row["reasons"])),
     )
 
 
-def _speedup_spread(speedups: Sequence[dict[str, float]]) -> Spread:
+def speedup_spread(speedups: Sequence[Mapping[str, Any]]) -> Spread:  # Any: JSON values
+    """Return the geometric mean of the `speedup` of several rows within the span of their intervals."""
     return Spread(
         mean=exp(fmean(log(speedup["ratio"]) for speedup in speedups)),
         low=min(speedup["low"] for speedup in speedups),
