@@ -8,7 +8,13 @@ import torch
 from ticket_export.channels.graph import ChannelGroup
 from ticket_export.channels.mask import ElementMask, Mask
 from ticket_export.errors import ShrinkError
-from ticket_export.find.control import random_mask, shuffled_blocks, shuffled_elements, uniform_mask
+from ticket_export.find.control import (
+    random_mask,
+    shuffled_blocks,
+    shuffled_elements,
+    uniform_mask,
+    uniform_masks,
+)
 
 
 def groups(*widths: int, pinned: int = 5) -> list[ChannelGroup]:
@@ -51,6 +57,11 @@ def test_one_multiplier_gives_the_macs_nearest_to_the_target() -> None:
         assert out == 5
         assert abs(b - 2 * a) <= 1
         assert abs(c - 4 * a) <= 3
+
+
+def test_every_uniform_mask_stands_once_from_the_narrowest_to_dense() -> None:
+    widths = [tuple(mask.kept_widths().values()) for mask in uniform_masks(groups(16, 20), round_to=8)]
+    assert widths == [(8, 8, 5), (8, 16, 5), (16, 16, 5), (16, 20, 5)]
 
 
 def test_widths_are_multiples_of_round_to_or_whole() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ticket_export.channels.graph import ChannelGroup, channel_groups
+from ticket_export.channels.mask import Mask
 from ticket_export.data.augment import Augment
 from ticket_export.data.sources import Images, load_images
 from ticket_export.errors import ShrinkError, TrainError
@@ -150,6 +151,7 @@ def test_norms_on_streams_alone_leave_inner_scope_nothing() -> None:
         ({"drop_fraction": 1.0}, r"drop_fraction is 1\.0"),
         ({"drop_fraction": 0.5, "scope": "layer"}, "scope is 'layer'"),
         ({"drop_fraction": 0.5, "window": 1}, "window of 1"),
+        ({}, "drop_fraction is None and choose is None"),
         ({"drop_fraction": 0.5, "max_distance": -0.1}, r"max_distance of -0\.1"),
     ],
 )
@@ -183,6 +185,24 @@ def watcher(**options: float) -> EarlyBird:
 
 def epochs_until_found(bird: EarlyBird, noted: Sequence[Tensor]) -> int | None:
     return next((epoch for epoch, keep_C in enumerate(noted) if bird.note(epoch, keep_C)), None)
+
+
+def test_masks_that_a_budget_chooses_are_compared_in_place_of_those_of_a_share() -> None:
+    model, groups = network()
+    asked: list[dict[str, list[float]]] = []
+
+    def choose(score_by_group: Mapping[str, Tensor]) -> Mask:
+        asked.append({name: score_C.tolist() for name, score_C in score_by_group.items()})
+        num_kept = len(asked)  # one channel more in every group each time
+        return Mask({name: torch.arange(len(score_C)) < num_kept for name, score_C in score_by_group.items()})
+
+    bird = EarlyBird(model, groups, choose=choose, window=2, max_distance=0.0)
+    assert not bird.after_epoch(0, model)
+    assert not bird.after_epoch(1, model)
+    scores = gamma_scores(model, groups)
+    assert asked[0] == {name: scores[name].tolist() for name in asked[0]}
+    num_channels = sum(len(score) for score in asked[0].values())
+    assert bird.distances[1]["distances"] == [pytest.approx(len(asked[0]) / num_channels)]
 
 
 def test_recorded_scales_settle_at_the_epoch_a_reader_can_count() -> None:

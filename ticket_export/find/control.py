@@ -90,13 +90,7 @@ def uniform_mask(
     Raises:
         ShrinkError: round_to is below 1, or the scope is unknown.
     """
-    require_round_to(round_to)
-    free = [group for group in scoped_groups(groups, scope) if group.pinned is None]
-    widths = {group.width for group in free}
-    multipliers = sorted({Fraction(kept, width) for width in widths for kept in range(1, width + 1)})
-    names = {group.name for group in free}
-    masks = [_uniform(groups, names, multiplier, round_to) for multiplier in multipliers or [Fraction(1)]]
-    candidates = list({tuple(mask.kept_widths().values()): mask for mask in masks}.values())
+    candidates = uniform_masks(groups, round_to=round_to, scope=scope)
     low, high = 0, len(candidates) - 1  # the first candidate that costs at least the target lies in low..high
     while low < high:
         middle = (low + high) // 2
@@ -105,6 +99,26 @@ def uniform_mask(
         else:
             high = middle
     return min(candidates[max(0, low - 1) : low + 1], key=lambda mask: abs(macs_of(mask) - target_macs))
+
+
+def uniform_masks(groups: Sequence[ChannelGroup], *, round_to: int, scope: str = "coupled") -> list[Mask]:
+    """Return every different mask of one width multiplier for all groups, the narrowest first.
+
+    Args:
+        groups: the network's channel groups.
+        round_to: as of `uniform_mask`.
+        scope: as of `uniform_mask`.
+
+    Raises:
+        ShrinkError: round_to is below 1, or the scope is unknown.
+    """
+    require_round_to(round_to)
+    free = [group for group in scoped_groups(groups, scope) if group.pinned is None]
+    widths = {group.width for group in free}
+    multipliers = sorted({Fraction(kept, width) for width in widths for kept in range(1, width + 1)})
+    names = {group.name for group in free}
+    masks = [_uniform(groups, names, multiplier, round_to) for multiplier in multipliers or [Fraction(1)]]
+    return list({tuple(mask.kept_widths().values()): mask for mask in masks}.values())
 
 
 def macs_of_masks(

@@ -12,7 +12,7 @@ its score; and no group loses its last channel.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -95,7 +95,8 @@ class EarlyBird:
         model: nn.Module,
         groups: Sequence[ChannelGroup],
         *,
-        drop_fraction: float,
+        drop_fraction: float | None = None,
+        choose: Callable[[Mapping[str, Tensor]], Mask] | None = None,
         scope: str = "coupled",
         window: int = 5,
         max_distance: float = 0.1,
@@ -106,6 +107,7 @@ class EarlyBird:
             model: the dense network, for the names of its norms.
             groups: its channel groups.
             drop_fraction: share of the ranked channels that a cut would drop, in (0, 1).
+            choose: in its place, what returns the mask of the groups' scores (`gamma_scores`).
             scope: `coupled` or `inner`, as of `gamma_mask`.
             window: masks that are compared; at least 2.
             max_distance: largest share of the ranked channels in which the newest mask may differ from each
@@ -122,7 +124,12 @@ class EarlyBird:
         self.window, self.max_distance = window, max_distance
         self.found_epoch: int | None = None
         self._distances: dict[int, tuple[float, ...]] = {}  # epoch -> of its mask from each older one
+        self._choose = choose
         self._ranking = _Ranking(model, groups, drop_fraction, scope)
+        if (drop_fraction is None) == (choose is None):
+            raise ShrinkError(
+                f"drop_fraction is {drop_fraction} and choose is {choose}", hint="give one of the two"
+            )
         self._masks: deque[Tensor] = deque(maxlen=window)
 
     @property
@@ -134,7 +141,11 @@ class EarlyBird:
 
     def after_epoch(self, epoch: int, model: nn.Module) -> bool:
         """Note the mask of this epoch, and return whether the ticket is found."""
-        return self.note(epoch, self._ranking.keep(self._ranking.scores(model)))
+        score_C = self._ranking.scores(model)
+        if self._choose is None:
+            return self.note(epoch, self._ranking.keep(score_C))
+        chosen = self._choose(self._ranking.split(score_C)).keep_by_group
+        return self.note(epoch, torch.cat([chosen[name] for name in self._ranking.widths]))
 
     def note(self, epoch: int, keep_C: Tensor) -> bool:
         """Compare a mask with those in the window, add it, and return whether the ticket is found.
@@ -185,9 +196,9 @@ class _Ranking:
     """The free channels of a scope that have norms, ranked together."""
 
     def __init__(
-        self, model: nn.Module, groups: Sequence[ChannelGroup], drop_fraction: float, scope: str
+        self, model: nn.Module, groups: Sequence[ChannelGroup], drop_fraction: float | None, scope: str
     ) -> None:
-        if not 0 < drop_fraction < 1:
+        if drop_fraction is not None and not 0 < drop_fraction < 1:
             raise ShrinkError(f"drop_fraction is {drop_fraction}", hint="it must lie between 0 and 1")
         require_norms(model, groups)
         names = set(norm_scales(model))
@@ -212,6 +223,7 @@ class _Ranking:
 
     def keep(self, score_C: Tensor) -> Tensor:
         """Return bool [C]: the lowest are dropped, but for the best of a group that would lose all."""
+        assert self.drop_fraction is not None  # what chooses in its place keeps by itself
         num_dropped = int(Fraction(str(self.drop_fraction)) * len(score_C))  # exact: 0.29 of 100 are 29
         order = torch.sort(score_C, stable=True).indices
         keep_C = torch.ones(len(score_C), dtype=torch.bool).index_fill_(0, order[:num_dropped], False)

@@ -147,6 +147,7 @@ def fill_free(
     whole: Mapping[str, int],
     widths: Mapping[str, int],
     upper: Mapping[str, int] | None = None,
+    round_to: int = 1,
     tolerance: float = 0.0,
 ) -> Choice:
     """Return the widest widths that cost no more than `widths` do: the channels that are free.
@@ -158,6 +159,7 @@ def fill_free(
         whole: the width of every free group.
         widths: of the groups now.
         upper: the most channels of a group.
+        round_to: a group grows to multiples of it, or to all its channels.
         tolerance: share of the cost that may be added, e.g. half of what a measured price is uncertain by.
 
     Raises:
@@ -170,7 +172,7 @@ def fill_free(
         costs,
         whole={**whole, **{name: w for name, w in widths.items() if name not in score_by_group}},
         target=now * (1 + tolerance) * (1 + 1e-9),  # its own cost, past the rounding of sums
-        limits=Limits(lower=widths, upper=upper),
+        limits=Limits(round_to=round_to, lower=widths, upper=upper),
     )
 
 
