@@ -32,7 +32,7 @@ def test_help_names_every_verb(tell: Callable[..., Told]) -> None:
         for line in out.partition("Commands:")[2].splitlines()
         if line.startswith("  ") and line[2] != " "
     ]
-    assert verbs == ["check", "plan", "run", "show", "measure", "shrink", "export", "doctor"]
+    assert verbs == ["check", "plan", "run", "show", "profile", "measure", "shrink", "export", "doctor"]
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,12 @@ def test_networks_that_do_not_slow_down_with_their_layers_are_refused() -> None:
         calibrated(flat)
 
 
+def test_networks_on_one_stair_are_priced_by_the_layers_own_seconds() -> None:
+    equal = [WholeNetwork(name=f"n{i}", layers_s=1e-4, seconds=3e-4) for i in range(5)]
+    found = calibrated(equal)
+    assert (found.offset_s, found.scale) == (pytest.approx(2e-4), 1.0)
+
+
 def test_a_table_without_whole_networks_predicts_none() -> None:
     with pytest.raises(MeasureError, match="no whole network was timed"):
         make_table({(8, 8): 1.0}).network_seconds(1.0)

@@ -12,6 +12,7 @@ from ticket_export.cli.doctor import doctor
 from ticket_export.cli.export import export
 from ticket_export.cli.measure import measure
 from ticket_export.cli.messages import say_error
+from ticket_export.cli.profile import profile
 from ticket_export.cli.recipes import check, plan, run, show
 from ticket_export.cli.shrink import shrink
 from ticket_export.errors import TicketExportError
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for verb in (check, plan, run, show, measure, shrink, export, doctor):
+for verb in (check, plan, run, show, profile, measure, shrink, export, doctor):
     app.command()(verb)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from ticket_export.errors import MeasureError
 
 MIN_NETWORKS = 4
+MIN_SPREAD = 0.01  # of the sums: where they all are one, no line through them has a slope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +124,12 @@ def _line(
     layers_s: np.ndarray[tuple[int], np.dtype[np.float64]],
     seconds: np.ndarray[tuple[int], np.dtype[np.float64]],
 ) -> tuple[float, float]:
-    """Return offset and slope of the line with the least squares of relative errors."""
+    """Return offset and slope of the line with the least squares of relative errors.
+
+    Networks on one stair have equal sums: the layers are then taken at their word, a slope of 1.
+    """
+    if np.ptp(layers_s) <= MIN_SPREAD * np.max(layers_s):
+        return float(np.average(seconds - layers_s, weights=seconds**-2.0)), 1.0
     rows = np.stack([np.ones_like(layers_s), layers_s], axis=1) / seconds[:, None]
     (offset_s, scale), *_ = np.linalg.lstsq(rows, np.ones_like(seconds), rcond=None)
     return float(offset_s), float(scale)

@@ -28,6 +28,22 @@ def nodes_of(recipe: Recipe, inputs: InputHashes, machine: str) -> tuple[Node, .
     return tuple(graph.nodes)
 
 
+def table_nodes(recipe: Recipe, inputs: InputHashes, machine: str) -> tuple[Node, ...]:
+    """Return the latency tables of every runtime, precision and batch that the recipe measures.
+
+    Args:
+        recipe: what to do.
+        inputs: of `hash_inputs`.
+        machine: this machine's fingerprint.
+    """
+    graph = _Graph(recipe, inputs, machine)
+    for runtime, precision in graph.executions:
+        if runtime not in MODULE_RUNTIMES or precision in MODULE_PRECISIONS:
+            for batch in recipe.measure.batches:
+                graph.add_table((runtime, precision), batch)
+    return tuple(graph.nodes)
+
+
 class _Graph:
     """Collects nodes; each method adds what its name says and returns the last node."""
 
@@ -61,7 +77,7 @@ class _Graph:
         if self._recipe.shrink.round_to != "auto":
             return self.add_export(subject, replicate, self.add("shrink", subject, replicate, read))
         sources: dict[tuple[str, str], Node] = {}
-        for execution in self._executions:
+        for execution in self.executions:
             shrunk = self._add_widths(subject, replicate, read, execution)
             sources |= self.add_export(subject, replicate, shrunk, execution).sources
         return End(subject=subject, replicate=replicate, sources=sources)
@@ -80,14 +96,30 @@ class _Graph:
         item = {"target": {budget.kind: round(budget.target(level, levels), 6)}}
         if budget.kind != "latency_fraction":
             return self.add("find", subject, replicate, parents, item)
-        runtime, precision = self._executions[0]
+        runtime, precision = self.executions[0]
         timed = {"runtime": runtime, "precision": precision, "batch": self._recipe.measure.batches[0]}
         whole_item = {"subject": str(subject), "replicate": replicate, **item, **timed}
         sections = self._sections((*HASHED["find", "ticket"], *LATENCY_HASHED))
         return self._append("find", whole_item, sections, parents, on_machine=True)
 
+    def add_table(self, execution: tuple[str, str] | None = None, batch: int | None = None) -> Node:
+        """Add the table of layer latencies, by default for the first of each; what is there is returned."""
+        runtime, precision = self.executions[0] if execution is None else execution
+        item = {
+            "kind": "table",
+            "runtime": runtime,
+            "precision": precision,
+            "batch": self._recipe.measure.batches[0] if batch is None else batch,
+            **self._int8_item(precision),
+        }
+        for node in self.nodes:
+            if node.item == item:
+                return node
+        return self._append("measure", item, self._sections(("data", "model", *LATENCY_HASHED)), {})
+
     @property
-    def _executions(self) -> list[tuple[str, str]]:
+    def executions(self) -> list[tuple[str, str]]:
+        """Every runtime with every precision."""
         precisions = self._recipe.export.precisions
         return [(runtime, precision) for runtime in self._recipe.measure.runtimes for precision in precisions]
 
@@ -111,7 +143,7 @@ class _Graph:
         self, subject: Subject, replicate: int, network: Node, execution: tuple[str, str] | None = None
     ) -> End:
         """Add the files of a network: one per precision, or the one of a single runtime and precision."""
-        executions = self._executions if execution is None else [execution]
+        executions = self.executions if execution is None else [execution]
         runtime_item = {} if execution is None else {"runtime": execution[0]}
         exports: dict[str, Node] = {
             precision: self.add(

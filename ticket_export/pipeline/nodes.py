@@ -48,12 +48,20 @@ class Node:
         return self.item.get("kind") == "latency"
 
     @property
+    def is_table(self) -> bool:
+        """Return whether the node times layers over their widths."""
+        return self.item.get("kind") == "table"
+
+    @property
     def is_timed(self) -> bool:
         """Return whether the node times networks, which nothing else may disturb.
 
-        A latency does, the choice of widths by measurement, and a finder with a budget of latency.
+        A latency does, a table of them, the choice of widths by measurement, and a finder with a budget of
+        latency.
         """
-        return self.is_latency or (self.stage in ("find", "shrink") and "runtime" in self.item)
+        return (
+            self.is_latency or self.is_table or (self.stage in ("find", "shrink") and "runtime" in self.item)
+        )
 
     @property
     def wave(self) -> int:

@@ -45,6 +45,7 @@ STEPS: Mapping[str, tuple[str, str]] = {
     "export": ("ticket_export.pipeline.deploy", "export_step"),
     "accuracy": ("ticket_export.pipeline.timing", "accuracy_step"),
     "latency": ("ticket_export.pipeline.timing", "latency_step"),
+    "table": ("ticket_export.pipeline.profiling", "table_step"),
 }
 
 

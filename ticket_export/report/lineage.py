@@ -48,7 +48,7 @@ class Lineage:
 
         Beside each stands for how many of its epochs it was needed: all, or those before the rewind point of
         a dense training that nothing else was taken from. A control that takes only its MACs from the ticket
-        does not depend on how the ticket was found.
+        does not depend on how the ticket was found; a table of latencies is of the machine, not trained.
         """
         found: dict[str, Manifest] = {}
         rewound: dict[str, Manifest] = {}
@@ -74,7 +74,7 @@ class Lineage:
         """Add what `manifest` needs to `found`, parents first; to `rewound` what it takes a start from."""
         kind = manifest["facts"]["subject"].partition("@")[0]
         for role, name in manifest["parents"].items():
-            if role == "like" and kind in _TAKES_ONLY_MACS:
+            if role == "table" or (role == "like" and kind in _TAKES_ONLY_MACS):
                 continue
             parent = self._parent(manifest, role)
             if role == "start":

@@ -1,0 +1,229 @@
+"""The step that makes a latency table: the dense network's layers over their widths, then whole networks."""
+
+# N images, C channels, H W pixels
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ticket_export.channels.graph import ChannelGroup
+from ticket_export.channels.mask import Mask
+from ticket_export.channels.sites import LayerSite, layer_sites
+from ticket_export.data.augment import normalise
+from ticket_export.export.onnx import onnx_from_module
+from ticket_export.export.quantize import MIN_CALIBRATION_IMAGES
+from ticket_export.measure.calibration import WholeNetwork, calibrated
+from ticket_export.measure.latency import measure_interleaved
+from ticket_export.measure.latency_table import LatencyTable
+from ticket_export.measure.layer_kind import LayerKind, table_widths
+from ticket_export.measure.probe import Probe, ProbeLayer
+from ticket_export.measure.profile import Opener, Timing, calm_seconds, profile
+from ticket_export.measure.protocol import Protocol
+from ticket_export.pipeline.context import Context
+from ticket_export.pipeline.latency_costs import kind_of, wanted_cells
+from ticket_export.pipeline.nodes import Node
+from ticket_export.pipeline.tables import TABLE_FILE
+from ticket_export.pipeline.work import Emit
+from ticket_export.runtime.registry import MODULE_RUNTIMES, open_runner
+from ticket_export.runtime.runner import Runner
+from ticket_export.seeds import stream
+from ticket_export.shrink.surgery import small_from_mask
+from ticket_export.stages import Subject
+
+NUM_NETWORKS = 10  # dense and nine of random widths: each is exported, which takes longer than its timing
+_SPREAD = 0.5  # a group's share lies within (1 -+ this) times the network's
+
+
+def table_step(context: Context, node: Node, folder: Path, scratch: Path, progress: Emit) -> dict[str, Any]:
+    """Time every layer of the dense network at every width, calibrate the sum on whole networks."""
+    started_s = time.monotonic()
+    context.device  # sets torch's threads  # noqa: B018
+    measure = context.recipe.measure
+    timing = Timing(
+        runtime=node.item["runtime"],
+        precision=node.item["precision"],
+        batch=node.item["batch"],
+        threads=measure.threads,
+        scope=measure.scope,
+        activations=context.recipe.export.int8_activations,
+    )
+    dense = context.fresh_network(0, Subject("dense")).eval()
+    sites = layer_sites(dense, context.example_inputs, context.groups)
+    whole = {group.name: group.width for group in context.groups}
+
+    def tell(done: int, total: int) -> None:
+        progress({"round": done, "rounds": total})
+
+    table = profile(
+        wanted_cells(sites, whole),
+        timing,
+        folder=scratch / "probes",
+        open_probe=_module_opener(context, timing) if timing.runtime in MODULE_RUNTIMES else None,
+        on_progress=tell,
+    )
+    chosen = random_widths(context.groups, NUM_NETWORKS - 1, seed=context.recipe.seed)
+    networks = _timed(context, dense, {"dense": whole} | chosen, timing, scratch / "networks")
+    kept = {"dense": whole} | chosen
+    calibration = calibrated(
+        [
+            WholeNetwork(name=name, layers_s=layers_seconds(table, sites, kept[name]), seconds=seconds)
+            for name, seconds in networks.items()
+        ]
+    )
+    table = replace(table, calibration=calibration)
+    (folder / TABLE_FILE).write_text(json.dumps(table.to_json()), encoding="utf-8")
+    return {
+        **node.item,
+        "scope": timing.scope,
+        "threads": timing.threads,
+        "num_cells": table.num_cells,
+        "num_networks": len(networks),
+        "median_error": calibration.median_error,
+        "largest_error": calibration.largest_error,
+        "dense_s": networks["dense"],
+        "seconds": round(time.monotonic() - started_s, 1),
+    }
+
+
+def layers_seconds(table: LatencyTable, sites: Sequence[LayerSite], kept: Mapping[str, int]) -> float:
+    """Return the sum over the layers of a network whose groups keep `kept` channels, not calibrated."""
+    return sum(
+        table.seconds(kind_of(site), site.columns.width(kept), site.rows.width(kept))
+        for site in sites
+        if site.op != "norm"
+    )
+
+
+def random_widths(
+    groups: Sequence[ChannelGroup], count: int, *, seed: int, name: str = "calibration"
+) -> dict[str, dict[str, int]]:
+    """Return `count` networks as name -> group -> width, from narrow to whole, on the table's widths.
+
+    Args:
+        groups: of the dense network; pinned ones stay whole.
+        count: networks.
+        seed: root of the draw.
+        name: of the draw; another one gives other networks.
+    """
+    found = {}
+    for index in range(count):
+        generator = stream(seed, "measure", "table", name, index)
+        share = 0.25 + 0.75 * (index + 0.5) / count
+        draws = 1 + _SPREAD * (2 * torch.rand(len(groups), generator=generator) - 1)
+        widths = {}
+        for group, draw in zip(groups, draws.tolist(), strict=True):
+            grid = np.array(table_widths(group.width))
+            nearest = int(grid[np.argmin(np.abs(grid - share * draw * group.width))])
+            widths[group.name] = group.width if group.pinned is not None else nearest
+        found[f"{name}-{index}"] = widths
+    return found
+
+
+def network_of_widths(
+    dense: nn.Module, groups: Sequence[ChannelGroup], widths: Mapping[str, int]
+) -> nn.Module:
+    """Return the dense network with the first channels of every group, in evaluation mode."""
+    keep_by_group = {
+        group.name: torch.arange(group.width) < widths[group.name] for group in groups if group.pinned is None
+    }
+    return small_from_mask(dense, groups, Mask(keep_by_group)).eval()
+
+
+def _timed(
+    context: Context,
+    dense: nn.Module,
+    widths: Mapping[str, Mapping[str, int]],
+    timing: Timing,
+    folder: Path,
+) -> dict[str, float]:
+    """Return the seconds of every network, all timed in the same rounds by the recipe's protocol."""
+    folder.mkdir(parents=True, exist_ok=True)
+    measure = context.recipe.measure
+    protocol = Protocol(
+        rounds=measure.rounds, samples=measure.samples, scope=timing.scope, threads=timing.threads
+    )
+    opened = network_opener(context, timing, folder)
+    with ExitStack() as stack:
+        runners = {
+            name: stack.enter_context(opened(name, network_of_widths(dense, context.groups, each)))
+            for name, each in widths.items()
+        }
+        measured = measure_interleaved(runners, batch=timing.batch, protocol=protocol)
+    return {name: calm_seconds(one) for name, one in measured.items()}
+
+
+def network_opener(context: Context, timing: Timing, folder: Path) -> Callable[[str, nn.Module], Runner]:
+    """Return what opens a network in a runtime; a file that is in the folder is not written again."""
+
+    def opened(name: str, network: nn.Module) -> Runner:
+        if timing.runtime in MODULE_RUNTIMES:
+            return _open_module(context, timing, network, context.example_inputs.numpy())
+        path = folder / f"{name}.onnx"
+        if not path.exists():
+            images = context.images.train_x[:MIN_CALIBRATION_IMAGES]
+            onnx_from_module(
+                network,
+                path,
+                context.example_inputs,
+                precision=timing.precision,
+                calibration=normalise(images, context.mean, context.std)
+                if timing.precision == "int8"
+                else None,
+                activations=timing.activations,
+                min_top1_agreement=0.0,  # weights are random, and their classes nearly tied
+            )
+        return open_runner(path, timing.runtime, threads=timing.threads, batches=(timing.batch,))
+
+    return opened
+
+
+def _module_opener(context: Context, timing: Timing) -> Opener:
+    """Return what opens probes as modules, for the runtimes that run those."""
+
+    def opened(probe: Probe) -> Runner:
+        example = np.zeros((len(context.example_inputs), *probe.input_shape), np.float32)
+        return _open_module(context, timing, module_from_probe(probe), example)
+
+    return opened
+
+
+def _open_module(
+    context: Context, timing: Timing, network: nn.Module, example: np.ndarray[Any, np.dtype[np.float32]]
+) -> Runner:
+    return open_runner(
+        network.half() if timing.precision == "fp16" else network,
+        timing.runtime,
+        threads=timing.threads,
+        device=str(context.device),
+        example_inputs=(example,),
+    )
+
+
+def module_from_probe(probe: Probe) -> nn.Module:
+    """Return a probe as a module; convolutions have the norm that they have inside a network."""
+    return nn.Sequential(*(part for layer in probe.layers for part in _parts(layer))).eval()
+
+
+def _parts(layer: ProbeLayer) -> tuple[nn.Module, ...]:
+    kind: LayerKind = layer.kind
+    if kind.op == "linear":
+        return nn.Linear(layer.width_in, layer.width_out), nn.ReLU()
+    convolution = nn.Conv2d(
+        layer.width_in,
+        layer.width_out,
+        kind.kernel,
+        stride=kind.stride,
+        padding=kind.padding,
+        groups=layer.width_in if kind.depthwise else 1,
+        bias=False,
+    )
+    return convolution, nn.BatchNorm2d(layer.width_out), nn.ReLU()
