@@ -55,6 +55,7 @@ TORCH_FREE = (
         "runtime/registry",
         "export/parity",
         "models/facts",
+        "shrink/bundle_files",
     ),
     *("export/triton", "export/triton_config", "export/served"),
 )

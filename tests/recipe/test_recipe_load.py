@@ -215,6 +215,31 @@ def test_foreign_builders_are_left_to_the_start_of_the_run(builder: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ("model.args={depth: 3}",),
+            "model.args.depth: unknown argument; a bundle knows num_classes, weights",
+        ),
+        (("model.args={num_classes: true}",), "model.args.num_classes: True does not count classes"),
+        (("model.args={weights: old}",), "model.args.weights: 'old' is not one of bundle, fresh"),
+        (("model.args={}", "model.weights=w.pt"), "model.weights: a bundle brings its own"),
+    ],
+)
+def test_what_a_bundle_does_not_take_is_told_without_its_folder(
+    overrides: tuple[str, ...], told: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe_of("model.builder=bundle:/no/such", *overrides)
+    assert told in str(caught.value)
+
+
+def test_a_bundle_without_a_folder_is_told() -> None:
+    with pytest.raises(RecipeError, match=r"'bundle:' names no folder \(write bundle:FOLDER\)"):
+        recipe_of("model.builder='bundle:'", "model.args={}")
+
+
+@pytest.mark.parametrize(
     ("content", "told"),
     [(b"", "got nothing"), (b"- 1\n", "got the list [1]"), (b"\xff\xfe\x00", "cannot be read as text")],
 )

@@ -332,4 +332,3 @@ def test_where_another_layer_is_dead_too_the_graph_form_keeps_the_branch() -> No
     assert found.report.form == "graph"
     assert found.report.num_constants == 1
     assert error_between(found.model, model) <= 1e-9
-    assert found.report.widths["fork.right.0"].after == 0

@@ -25,11 +25,11 @@ def built_network(
         ShrinkError: a network of the zoo is given an input that is no image.
         TicketExportError: what `build` raises.
     """
-    from ticket_export.models.load import build
+    from ticket_export.shrink.transfer import network_from_builder
 
     image_shape = _image_shape(builder, specs)
     with log_told(), redirect_stdout(sys.stderr):  # a foreign builder may print
-        return build(builder, arguments, weights, image_shape=image_shape).eval()
+        return network_from_builder(builder, arguments, weights, image_shape=image_shape).eval()
 
 
 def network_from_bundle(
@@ -48,9 +48,11 @@ def network_from_bundle(
         ShrinkError: the bundle is damaged, or its manifest names no builder or no inputs.
         TicketExportError: what `build` raises.
     """
-    from ticket_export.models.load import build, num_classes_from
+    from ticket_export.models.load import num_classes_from
     from ticket_export.models.weights import weights_from_file
-    from ticket_export.shrink.bundle import WEIGHTS, bundle_manifest, load_bundle
+    from ticket_export.shrink.bundle import bundle_manifest, load_bundle
+    from ticket_export.shrink.bundle_files import WEIGHTS
+    from ticket_export.shrink.transfer import network_from_builder
 
     origin = bundle_manifest(folder)["origin"]
     assert isinstance(origin, dict)
@@ -71,7 +73,7 @@ def network_from_bundle(
         classes = num_classes_from(builder.removeprefix("zoo:"), weights_from_file(folder / WEIGHTS))
     image_shape = _image_shape(builder, inputs)
     with log_told(), redirect_stdout(sys.stderr):
-        dense = build(builder, arguments, num_classes=classes, image_shape=image_shape)
+        dense = network_from_builder(builder, arguments, num_classes=classes, image_shape=image_shape)
     return load_bundle(folder, dense).eval(), inputs
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+BUNDLE_PREFIX = "bundle:"  # before the folder of a bundle whose network is the builder's
+BUNDLE_WEIGHTS = ("bundle", "fresh")  # what `weights` of such a builder may be, the default first
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZooFacts:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ticket_export.errors import DataError, MissingDependency
+from ticket_export.models.facts import BUNDLE_PREFIX
 from ticket_export.pipeline.images import images_of
 from ticket_export.pipeline.nodes import Node
 from ticket_export.recipe.schema import Recipe
@@ -111,13 +112,14 @@ class Context:
 
     def fresh_network(self, replicate: int, subject: Subject) -> nn.Module:
         """Return a dense network before our training: the recipe's weights, or a subject's own fresh ones."""
-        from ticket_export.models.load import build
+        from ticket_export.shrink.transfer import network_from_builder
 
-        model = self.recipe.model
-        return build(
+        model, is_dense = self.recipe.model, subject == Subject("dense")
+        fresh = {"weights": "fresh"} if model.builder.startswith(BUNDLE_PREFIX) and not is_dense else {}
+        return network_from_builder(
             model.builder,
-            model.args,
-            model.weights if subject == Subject("dense") else None,
+            {**model.args, **fresh},
+            model.weights if is_dense else None,
             num_classes=self.images.num_classes,
             image_shape=self.images.image_shape,
             seed=seed_from_path(self.recipe.seed, "replicate", replicate, "init", str(subject)),

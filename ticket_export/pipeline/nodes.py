@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ticket_export.errors import RecipeError
+from ticket_export.models.facts import BUNDLE_PREFIX
 from ticket_export.pipeline.images import data_hash
 from ticket_export.recipe.schema import Recipe
+from ticket_export.shrink.bundle_files import MANIFEST, PLAN, WEIGHTS
 from ticket_export.stages import StageWord
-from ticket_export.store.key import sha256_of_file
+from ticket_export.store.key import canonical_json, sha256_of_file
 
 # What a step costs beside the others, to start the longest chain first; seconds of ResNet-20 on the digits.
 _COST: Mapping[StageWord, float] = {"train": 10.0, "find": 1.0, "shrink": 3.0, "export": 3.0, "measure": 0.5}
@@ -87,12 +91,12 @@ def hash_inputs(recipe: Recipe) -> InputHashes:
 
     Raises:
         DataError: the images are missing.
-        RecipeError: the weights or the builder's file are missing.
+        RecipeError: the weights, the builder's file or the bundle are missing.
     """
     return InputHashes(
         data=data_hash(recipe.data),
         weights=_file_hash("model.weights", recipe.model.weights),
-        builder=_file_hash("model.builder", _builder_file(recipe.model.builder)),
+        builder=_builder_hash(recipe.model.builder),
     )
 
 
@@ -105,9 +109,28 @@ def _file_hash(place: str, path: str | None) -> str | None:
         raise RecipeError(f"{place}: {path} cannot be read: {error.strerror}") from error
 
 
-def _builder_file(builder: str) -> str | None:
+def _builder_hash(builder: str) -> str | None:
+    if builder.startswith(BUNDLE_PREFIX):
+        return _bundle_hash(Path(builder.removeprefix(BUNDLE_PREFIX)))
     file = builder.rpartition(":")[0]
-    return file if file.endswith(".py") else None
+    return _file_hash("model.builder", file if file.endswith(".py") else None)
+
+
+def _bundle_hash(folder: Path) -> str:
+    """Return what a bundle's network is, wherever it lies: its files, and how its dense network is built."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = [sha256_of_file(folder / name) for name in (PLAN, WEIGHTS)]
+    except OSError as error:
+        raise RecipeError(
+            f"model.builder: {folder} is no bundle: {error.strerror}: {error.filename}",
+            hint="a shrink of a run writes one: <out>/store/shrink/<key>/bundle",
+        ) from error
+    except ValueError as error:
+        raise RecipeError(f"model.builder: {folder / MANIFEST} is no JSON: {error}") from error
+    origin = manifest["origin"] if isinstance(manifest, dict) and "origin" in manifest else None
+    built = [origin.get(name) for name in ("builder", "args", "input_shapes")] if origin else None
+    return hashlib.sha256(canonical_json([files, built]).encode()).hexdigest()
 
 
 def nodes_until(nodes: Sequence[Node], until: StageWord) -> tuple[Node, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ticket_export.errors import DataError, RecipeError, RevisionError, StoreError
+from ticket_export.models.facts import BUNDLE_PREFIX
 from ticket_export.pipeline.nodes import InputHashes, Node
 from ticket_export.recipe.schema import Recipe
 from ticket_export.store.key import KEY_DIGITS, canonical_json
@@ -125,11 +126,16 @@ def _files_now(recipe: Recipe, inputs: InputHashes) -> Iterator[ReadFile]:
     for place, words, name, digest in (
         ("data", asked, data.path or data.source, inputs.data),
         ("model.weights", model.weights, model.weights, inputs.weights),
-        ("model.builder", model.builder, model.builder.rpartition(":")[0], inputs.builder),
+        ("model.builder", model.builder, _file_of_builder(model.builder), inputs.builder),
     ):
         if digest is not None and name is not None:
             now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
             yield ReadFile(place=place, asked=canonical_json(words), name=name, digest=digest, since=now)
+
+
+def _file_of_builder(builder: str) -> str:
+    is_bundle = builder.startswith(BUNDLE_PREFIX)
+    return builder.removeprefix(BUNDLE_PREFIX) if is_bundle else builder.rpartition(":")[0]
 
 
 def _changed(folder: Path, before: ReadFile, now: ReadFile) -> DataError | RecipeError:

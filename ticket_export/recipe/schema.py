@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from ticket_export.models.facts import ZOO_FACTS
+from ticket_export.models.facts import BUNDLE_PREFIX, BUNDLE_WEIGHTS, ZOO_FACTS
 from ticket_export.recipe.data_section import DataSection
 from ticket_export.recipe.find_sections import NORM_SCORES, FindSection, RoundsSection
 from ticket_export.recipe.section import Count, Problems, Section, empty_or_repeats
@@ -35,8 +35,10 @@ class ModelSection(Section):
     """Which dense network everything starts from.
 
     Attributes:
-        builder: `zoo:resnet20`, `torchvision:resnet18`, `timm:...`, `pkg.module:function` or `file.py:fn`.
-        args: keyword arguments of the builder.
+        builder: `zoo:resnet20`, `torchvision:resnet18`, `timm:...`, `pkg.module:function` or `file.py:fn`;
+            or `bundle:FOLDER`, the network of a bundle.
+        args: keyword arguments of the builder. Of a bundle: `num_classes` gives a new last layer, and
+            `weights: fresh` new weights in the same widths.
         weights: a .safetensors, .pt or .npz file to start from instead of a fresh initialisation.
     """
 
@@ -45,13 +47,29 @@ class ModelSection(Section):
     weights: str | None = None
 
     def _problems(self) -> Problems:
-        if not _BUILDER.fullmatch(self.builder):
+        if self.builder.startswith(BUNDLE_PREFIX):
+            yield from self._bundle_problems()
+        elif not _BUILDER.fullmatch(self.builder):
             yield (
                 "builder",
                 f"{self.builder!r} does not name a network (write zoo:resnet20 or package.module:function)",
             )
         elif self.builder.startswith(ZOO_PREFIX):
             yield from self._zoo_problems(self.builder.removeprefix(ZOO_PREFIX))
+
+    def _bundle_problems(self) -> Problems:
+        if self.builder == BUNDLE_PREFIX:
+            yield "builder", f"{self.builder!r} names no folder (write bundle:FOLDER)"
+        if self.weights is not None:
+            yield "weights", "a bundle brings its own (leave it out)"
+        for key, value in self.args.items():
+            if key == "num_classes":
+                if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                    yield f"args.{key}", f"{value!r} does not count classes"
+            elif key != "weights":
+                yield f"args.{key}", "unknown argument; a bundle knows num_classes, weights"
+            elif value not in BUNDLE_WEIGHTS:
+                yield f"args.{key}", f"{value!r} is not one of {', '.join(BUNDLE_WEIGHTS)}"
 
     def _zoo_problems(self, name: str) -> Problems:
         if name not in ZOO_FACTS:

@@ -20,13 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ticket_export.errors import ShrinkError, StoreError
+from ticket_export.shrink.bundle_files import MANIFEST, PLAN, WEIGHTS
 from ticket_export.shrink.exact import Shrunk
 from ticket_export.shrink.graph_form import graph_form, open_graph
 from ticket_export.shrink.permanent import make_standard
 from ticket_export.shrink.plan import Plan
 from ticket_export.shrink.surgery import model_from_plan
 
-PLAN, WEIGHTS, MANIFEST = "plan.json", "weights.safetensors", "manifest.json"
 SCHEMA = 2  # of the manifest and the plan
 
 
@@ -102,16 +102,7 @@ def load_bundle(folder: str | Path, dense_model: nn.Module) -> nn.Module:
         ShrinkError: a file is missing or damaged, or the dense model is another network.
     """
     folder = Path(folder)
-    bundle_manifest(folder)
-    plan = Plan.from_json(_read_json(folder / PLAN))
-    if plan.standard:
-        dense_model = copy.deepcopy(dense_model)
-        for path in plan.standard:
-            make_standard(dense_model.get_submodule(path))
-    small = model_from_plan(dense_model, plan)
-    if plan.form == "graph":
-        inputs = [torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in plan.inputs]
-        small = graph_form(small, open_graph(dense_model, plan, inputs), plan, type(dense_model).__name__)
+    small = network_of_plan(folder, dense_model)
     try:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:
@@ -129,6 +120,27 @@ def load_bundle(folder: str | Path, dense_model: nn.Module) -> nn.Module:
             hint="build the dense network that was shrunk, with the same arguments",
         )
     small.load_state_dict({name: tensors[name].to(own[name].dtype) for name in own})
+    return small
+
+
+def network_of_plan(folder: Path, dense_model: nn.Module) -> nn.Module:
+    """Return the network of a bundle's widths that has the weights of `dense_model` where they are kept.
+
+    What the shrink pass folded is not in it: biases that it added are zero.
+
+    Raises:
+        ShrinkError: a file is missing or damaged, or the dense model is another network.
+    """
+    bundle_manifest(folder)
+    plan = Plan.from_json(_read_json(folder / PLAN))
+    if plan.standard:
+        dense_model = copy.deepcopy(dense_model)
+        for path in plan.standard:
+            make_standard(dense_model.get_submodule(path))
+    small = model_from_plan(dense_model, plan)
+    if plan.form == "graph":
+        inputs = [torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in plan.inputs]
+        small = graph_form(small, open_graph(dense_model, plan, inputs), plan, type(dense_model).__name__)
     return small
 
 
