@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ticket_export.models.facts import BUNDLE_PREFIX
 from ticket_export.pipeline.chains import End, Parents, ends_of
 from ticket_export.pipeline.nodes import EVERY_SUBJECT, InputHashes, Node
 from ticket_export.recipe.find_sections import BudgetSection
@@ -283,4 +284,6 @@ def _hashed_values(recipe: Recipe, inputs: InputHashes) -> dict[str, dict[str, A
     ):
         if digest is not None:
             values[section][name] = digest
+    if recipe.model.builder.startswith(BUNDLE_PREFIX):
+        values["model"]["builder"] = BUNDLE_PREFIX  # its folder may move
     return values
