@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ticket_export.report.figure import MUTED
 
-# P points, L places of one label, 2 = right and up, 4 = left, bottom, right and top; all in pixels
+# P points, B bars, L places of one label, 2 = right and up, 4 = left, bottom, right and top; all in pixels
 Array: TypeAlias = NDArray[np.float64]
 
 RADII_PT = (6, 10, 15, 21, 28, 36, 46, 58, 72, 90)  # of the ellipses around a point that are tried
@@ -29,7 +29,12 @@ COVERS_PT, MISTAKEN_PT, CROSSES_PT = 1000.0, 15.0, 8.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labelled:
-    """A point in data coordinates with its bar and what is written beside it."""
+    """A point in data coordinates with its bars and what is written beside it.
+
+    Attributes:
+        low, high: ends of the upright bar.
+        left, right: ends of the level bar; None without one.
+    """
 
     text: str
     x: float
@@ -37,6 +42,8 @@ class Labelled:
     low: float
     high: float
     color: str
+    left: float | None = None
+    right: float | None = None
 
 
 def write_labels(axes: Axes, points: Sequence[Labelled], fontsize: float = 8) -> None:
@@ -50,10 +57,16 @@ def write_labels(axes: Axes, points: Sequence[Labelled], fontsize: float = 8) ->
     scale = axes.get_figure(root=True).dpi / 72  # pixels of a point
     at_P2 = axes.transData.transform([(point.x, point.y) for point in points])
     taken_P4 = np.hstack([at_P2 - MARKER_PT * scale, at_P2 + MARKER_PT * scale])
-    bars_P4 = np.hstack(
+    ends = [((point.x, point.low), (point.x, point.high)) for point in points]
+    ends += [
+        ((point.left, point.y), (point.right, point.y))
+        for point in points
+        if point.left is not None and point.right is not None
+    ]
+    bars_B4 = np.hstack(
         [
-            axes.transData.transform([(point.x, point.low) for point in points]) - scale,
-            axes.transData.transform([(point.x, point.high) for point in points]) + scale,
+            axes.transData.transform([first for first, _ in ends]) - scale,
+            axes.transData.transform([last for _, last in ends]) + scale,
         ]
     )
     apart_PP = np.hypot(*np.moveaxis(at_P2[:, None] - at_P2, -1, 0))
@@ -71,7 +84,7 @@ def write_labels(axes: Axes, points: Sequence[Labelled], fontsize: float = 8) ->
         within_L2 = (tried_L4[:, :2] >= axes.bbox.min) & (tried_L4[:, 2:] <= axes.bbox.max)
         outside_L = ~within_L2.all(axis=1)
         cost_L = gaps_LP[:, place] / scale + MISTAKEN_PT * mistaken_L + COVERS_PT * outside_L
-        cost_L += COVERS_PT * _num_covered(tried_L4, taken_P4) + CROSSES_PT * _num_covered(tried_L4, bars_P4)
+        cost_L += COVERS_PT * _num_covered(tried_L4, taken_P4) + CROSSES_PT * _num_covered(tried_L4, bars_B4)
         best = int(np.argmin(cost_L))
         taken_P4 = np.vstack([taken_P4, tried_L4[best]])
         box = tried_L4[best].reshape(2, 2)
