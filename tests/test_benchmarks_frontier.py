@@ -27,7 +27,7 @@ import frontier as benchmark
 from fronts.figure import figure_of
 from fronts.page import page
 from fronts.pairs import accuracy_words, latency_words, pair_line
-from fronts.reading import Collected, Source, collect
+from fronts.reading import Source, collect
 from fronts.timing import Timed, representatives
 
 SOURCE = Source(runtime="ort-cpu", precision="fp32", accuracy_by="ort-cpu")
@@ -410,8 +410,3 @@ def test_a_missing_run_exits_with_its_word(
     monkeypatch.setattr(sys, "argv", ["frontier.py", *given])
     assert benchmark.main() == StoreError.exit_code
     assert "give OUT/runs/NAME of a run that is finished" in capsys.readouterr().err
-
-
-def test_collected_names_are_those_of_the_networks(folders: dict[str, Path]) -> None:
-    collected: Collected = collect(folders, SOURCE)
-    assert set(collected.names.values()) == {network.name for network in collected.networks}
