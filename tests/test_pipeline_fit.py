@@ -25,6 +25,25 @@ def depthwise():
     return nn.Sequential(*stem, nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Flatten(), nn.Linear(512, 4))
 
 
+def grouped():
+    convs = nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.ReLU()
+    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
+def side_by_side():
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(1, 4, 1)
+            self.join, self.head = nn.Conv2d(8, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = torch.relu(torch.cat([self.left(x), self.right(x)], 1))
+            return self.head(torch.relu(self.join(x)).mean((2, 3)))
+
+    return Joined()
+
+
 def one_layer():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
 
@@ -44,6 +63,9 @@ EARLY_BIRD = (
     *("find.method=early_bird", "find.drop_fraction=0.4", "find.gamma_l1=1e-4"),
     *("find.window=2", "find.max_distance=0.3"),
 )
+MAC_BUDGET = ("find.budget.mac_fraction=0.5",)
+LATENCY_BUDGET = ("find.budget.latency_fraction=0.5",)
+FREE_CHANNELS = ("find.free_channels=true",)
 REGROUP = ("find.method=regroup", "find.num_groups=2", "find.min_rows=2")
 
 
@@ -55,6 +77,14 @@ REGROUP = ("find.method=regroup", "find.num_groups=2", "find.min_rows=2")
         ("depthwise", REGROUP, ("scope",), "regroup cannot make blocks of '3': it has 8 groups"),
         ("one_layer", REGROUP, ("scope",), "Sequential has no two-dimensional convolution to regroup"),
         ("one_layer", (), (), r"no channel of Sequential can be dropped with scope coupled: all are pinned"),
+        (
+            "grouped",
+            MAC_BUDGET,
+            (),
+            "the convolution '2' has 2 groups of 4 channels: its widths have no price",
+        ),
+        ("side_by_side", LATENCY_BUDGET, (), "join joins the groups left, right side by side"),
+        ("side_by_side", FREE_CHANNELS, (), "join joins the groups left, right side by side"),
         ("nothing", ("find.method=imp",), ("scope", "round_to"), "Bare has no weights to prune"),
     ],
 )

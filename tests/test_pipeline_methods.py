@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from tiny_chain import Chain, published, tiny_recipe, write_images
 from ticket_export.channels.mask import ElementMask
 from ticket_export.errors import ShrinkError, TrainError
 from ticket_export.find.early_bird import EarlyBird
-from ticket_export.measure.speedup import Speedup
 from ticket_export.pipeline import coordinate, learn, run
 from ticket_export.pipeline.graph import nodes_of
 from ticket_export.pipeline.networks import network_of, trained_network
@@ -206,44 +204,11 @@ def test_a_budget_is_kept_and_nearly_used_up(images: Path, out: Path, method: st
     density = {"param_fraction": "param_density", "mac_fraction": "mac_density"}[kind]
     one, two = made.facts("find", "ticket@1"), made.facts("find", "ticket@2")
     assert one["target"][kind] == pytest.approx(0.5**0.5, abs=1e-6)
-    assert 0.5 < one[density] <= 0.5**0.5
-    assert 0.35 < two[density] <= 0.5
+    assert 0.6 < one[density] <= 0.5**0.5
+    assert 0.4 < two[density] <= 0.5
     assert two["reached"] == pytest.approx(two[density])
-
-
-@dataclass(frozen=True)
-class Sized:
-    """A comparison in which a file takes as long as it is large."""
-
-    models: Mapping[str, Path]
-
-    def speedup(self, name: str) -> Speedup:
-        ratio = self.models["dense"].stat().st_size / self.models[name].stat().st_size
-        return Speedup(
-            ratio=ratio, low=ratio, high=ratio, baseline="dense", num_rounds=5, rounds_won_fraction=1.0
-        )
-
-
-def test_a_budget_of_latency_is_kept_by_timing_exported_networks(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[dict[str, Any]] = []
-
-    def compare(models: Mapping[str, Path], **options: Any) -> Sized:
-        asked.append(options)
-        return Sized(models)
-
-    monkeypatch.setattr("ticket_export.pipeline.budgets.compare", compare)
-    budget = ("find.budget.latency_fraction=0.7", "find.levels=1", "find.controls=[]")
-    made = chain(images, tmp_path, *budget, "model.args={width: 32}", "measure.batches=[4, 1]", until="find")
-    facts = made.facts("find", "ticket@1")
-    assert 0.5 < facts["reached"] <= 0.7
-    assert facts["target"] == {"latency_fraction": 0.7}
-    assert all((options["runtime"], options["batch"]) == ("ort-cpu", 4) for options in asked)
-    node = made.node("find", "ticket@1")
-    assert node.is_timed  # nothing else runs beside it
-    other = {str(n): n.key for n in nodes_of(made.recipe, hash_inputs(made.recipe), "elsewhere")}
-    assert other[str(node)] != node.key  # what was timed belongs to the machine
+    assert two["predicted"] == pytest.approx(two["reached"])
+    assert 0 < two["kept_importance"] < 1
 
 
 def test_a_budget_that_no_network_meets_is_told_with_what_was_reached(images: Path, out: Path) -> None:

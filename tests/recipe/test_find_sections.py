@@ -69,6 +69,8 @@ def test_a_section_that_says_what_its_method_needs_loads_and_has_no_controls(met
 @pytest.mark.parametrize("method", SECTIONS)
 def test_all_that_a_method_lacks_is_told_at_once(method: str) -> None:
     needed = [part.partition(":")[0] for part in SECTIONS[method].split(", ")]
+    if method == "early_bird":
+        needed.remove("drop_fraction")  # a budget may stand in its place
     assert sorted(problems_in(text_of(f"method: {method}"))) == sorted(
         f"find.{name}: is required" for name in needed
     )
@@ -117,7 +119,7 @@ def test_a_key_of_another_method_is_unknown(method: str, override: str, told: st
         (
             "channel_imp",
             "find.controls=[unstructured]",
-            "find.controls[0]: 'unstructured' is not one of random, uniform, reinit, depgraph",
+            "find.controls[0]: 'unstructured' is not one of random, uniform, uniform_latency, ",
         ),
         ("channel_imp", "find.scope=layer", "find.scope: 'layer' is not one of inner, coupled"),
         ("early_bird", "find.scope=layer", "find.scope: 'layer' is not one of inner, coupled"),
@@ -175,11 +177,46 @@ def test_the_budget_of_a_level_comes_nearer_in_equal_ratios() -> None:
     assert [budget.target(level, 2) for level in (1, 2)] == [0.5, 0.25]
 
 
-@pytest.mark.parametrize("method", ["early_bird", "rst"])
-def test_a_finder_that_decides_once_has_no_budget_beside_its_share(method: str) -> None:
-    assert problems_of(method, "find.budget.mac_fraction=0.5") == [
+def test_random_sparse_tickets_have_a_share_and_no_budget_nor_free_channels() -> None:
+    assert problems_of("rst", "find.budget.mac_fraction=0.5") == [
         "find.budget: does not go with drop_fraction, which decides how much stays"
     ]
+    assert problems_of("rst", "find.free_channels=true") == [
+        "find.free_channels: does not go with drop_fraction, which decides how much stays"
+    ]
+
+
+def test_an_early_bird_has_a_share_or_a_budget() -> None:
+    either = ["find.drop_fraction: stands in place of budget: exactly one of them is given"]
+    assert problems_of("early_bird", "find.budget.mac_fraction=0.5") == either
+    without = SECTIONS["early_bird"].replace("drop_fraction: 0.5, ", "")
+    assert problems_in(text_of(f"method: early_bird, {without}")) == either
+    budget = "budget: {latency_fraction: 0.5}"
+    find = recipe_from_yaml(text_of(f"method: early_bird, {without}, {budget}"), source="tiny.yaml").find
+    assert find.drop_fraction is None  # type: ignore[union-attr]
+    assert find.needs_table  # type: ignore[union-attr]
+
+
+WIDTHS = ["refill", "refill_plus", "channel_imp", "early_bird"]
+
+
+@pytest.mark.parametrize("method", WIDTHS)
+def test_free_channels_and_equal_latency_read_a_table(method: str) -> None:
+    assert not recipe_of(method).find.needs_table  # type: ignore[union-attr]
+    free = recipe_of(method, "find.free_channels=true", "find.controls=[uniform_latency]").find
+    assert free.needs_table  # type: ignore[union-attr]
+    assert problems_of(method, "find.controls=[uniform_latency]") == [
+        "find.controls: uniform_latency needs free_channels or a budget of latency_fraction"
+    ]
+
+
+@pytest.mark.parametrize("kind", ["param_fraction", "mac_fraction"])
+def test_free_channels_would_exceed_a_budget_that_counts(kind: str) -> None:
+    assert problems_of("refill", f"find.budget.{kind}=0.5", "find.free_channels=true") == [
+        f"find.free_channels: does not go with a budget of {kind}, which it would exceed"
+    ]
+    budget = "find.budget.latency_fraction=0.5"
+    assert recipe_of("refill", budget, "find.free_channels=true").find.needs_table  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("method", ["refill", "refill_plus"])
@@ -188,9 +225,11 @@ def test_scope_layer_needs_scores_of_rows_and_no_budget(method: str) -> None:
         assert problems_of(method, "find.scope=layer", f"find.score={score}") == [
             f"find.score: {score} scores whole channel groups, scope layer needs scores of rows"
         ]
-    assert problems_of(method, "find.scope=layer", "find.budget.param_fraction=0.5") == [
-        "find.budget: needs scope inner or coupled: most rows that scope layer drops cannot be removed"
-    ]
+    for field in ("budget.param_fraction=0.5", "free_channels=true"):
+        assert problems_of(method, "find.scope=layer", f"find.{field}") == [
+            f"find.{field.partition('=')[0].partition('.')[0]}: needs scope inner or coupled: "
+            "most rows that scope layer drops cannot be removed"
+        ]
     for score in ("l1", "l2", "count", "taylor"):
         assert recipe_of(method, "find.scope=layer", f"find.score={score}").find.scope == "layer"
 

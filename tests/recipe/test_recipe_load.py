@@ -83,7 +83,7 @@ def test_a_repeated_key_and_a_wrong_value_are_told_together() -> None:
         ("find.controls=[random, random]", "find.controls: 'random' is given twice"),
         (
             "find.controls=[rando]",
-            "find.controls[0]: 'rando' is not one of random, uniform, reinit, unstructured, depgraph",
+            "find.controls[0]: 'rando' is not one of random, uniform, uniform_latency, reinit, ",
         ),
         (
             "find.controls=[depgraph]",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,39 @@ from ticket_export.channels.sites import Axis, LayerSite
 from ticket_export.errors import ShrinkError
 
 _Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Free:
+    """Prices nothing; whether a sum over layers tells the cost does not depend on the prices."""
+
+    name: str
+
+    def cost(self, site: LayerSite, width_in: int, width_out: int) -> float:
+        return 0.0
+
+    def fixed(self) -> float:
+        return 0.0
+
+    def widths(self, group: str, width: int) -> tuple[int, ...]:
+        return (width,)
+
+
+def require_priced(
+    sites: Sequence[LayerSite], *, kind: str, whole: Mapping[str, int], chosen: Collection[str]
+) -> None:
+    """Pass when the cost of every choice of widths is a sum over groups and pairs of groups.
+
+    Args:
+        sites: of `layer_sites`.
+        kind: `param_fraction`, `mac_fraction` or `latency_fraction`.
+        whole: the width of every free group.
+        chosen: the groups whose widths are to be chosen.
+
+    Raises:
+        ShrinkError: a layer reads several groups side by side, and its latency is no sum over them.
+    """
+    SiteCosts(sites, _Free(kind), whole, {group: [whole[group]] for group in chosen})
 
 
 class SiteCosts:

@@ -1,80 +1,168 @@
-"""What a mask's network costs as a share of dense: counted, or timed beside dense."""
+"""What choices of widths cost, priced layer by layer, and the best choice at a price."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor
 
-from ticket_export.channels.costs import count_costs
+from ticket_export.channels.cost_models import CostModel, network_cost
+from ticket_export.channels.graph import ChannelGroup
 from ticket_export.channels.mask import Mask
-from ticket_export.export.onnx import onnx_from_module
-from ticket_export.measure.compare import compare
+from ticket_export.channels.sites import LayerSite, layer_sites
+from ticket_export.find.best import best_channels
+from ticket_export.find.control import uniform_masks
+from ticket_export.find.knapsack import Choice, Limits, choose_widths, fill_free
 from ticket_export.pipeline.context import Context
 from ticket_export.pipeline.networks import dense_network
 from ticket_export.pipeline.nodes import Node
-from ticket_export.shrink.surgery import small_from_mask
+from ticket_export.pipeline.pricing import cost_model
 
-_ROUNDS = 5  # the fewest that give an interval: a search times several networks
+LATENCY = "latency_fraction"
 
 
-def cost_counter(context: Context, node: Node, kind: str, scratch: Path) -> Callable[[Mask], float]:
-    """Return the function that tells a mask's cost as a share of dense, each mask once.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pricing:
+    """What every choice of widths of a network costs.
 
-    Args:
-        context: of the run.
-        node: the finder that keeps to a budget.
-        kind: `param_fraction`, `mac_fraction`, or `latency_fraction` in the node's runtime and precision.
-        scratch: where networks to be timed are exported.
+    Attributes:
+        groups: its channel groups.
+        sites: where they stand.
+        costs: prices them.
     """
-    dense = dense_network(context, node.replicate or 0).eval()
-    known: dict[tuple[int, ...], float] = {}
-    if kind == "latency_fraction":
-        measure = _timer(context, node, dense, scratch)
-    else:
-        measure = _counter(context, dense, kind)
 
-    def cost_of(mask: Mask) -> float:
-        widths = tuple(mask.kept_widths().values())
-        if widths not in known:
-            known[widths] = measure(small_from_mask(dense, context.groups, mask).eval())
-        return known[widths]
+    groups: Sequence[ChannelGroup]
+    sites: tuple[LayerSite, ...]
+    costs: CostModel
 
-    return cost_of
+    @property
+    def whole(self) -> dict[str, int]:
+        """Return the widths of the groups that may get narrower."""
+        return {group.name: group.width for group in self.groups if group.pinned is None}
 
+    def share(self, widths: Mapping[str, int]) -> float:
+        """Return the predicted cost of widths as a share of dense; groups that are not named stay whole."""
+        return self._cost(widths) / self._cost({})
 
-def _counter(context: Context, dense: nn.Module, kind: str) -> Callable[[nn.Module], float]:
-    before = count_costs(dense, context.example_inputs)
+    def choose(
+        self,
+        score_by_group: Mapping[str, Tensor],
+        *,
+        share: float,
+        round_to: int,
+        within: Mask | None = None,
+    ) -> Choice:
+        """Return the widths that keep the most importance at `share` of the dense cost.
 
-    def share(network: nn.Module) -> float:
-        after = count_costs(network, context.example_inputs)
-        return after.params / before.params if kind == "param_fraction" else after.macs / before.macs
-
-    return share
-
-
-def _timer(context: Context, node: Node, dense: nn.Module, scratch: Path) -> Callable[[nn.Module], float]:
-    measure = context.recipe.measure
-    dense_path = _exported(context, node, dense, scratch / "dense.onnx")
-
-    def share(network: nn.Module) -> float:
-        path = _exported(context, node, network, scratch / "candidate.onnx")
-        comparison = compare(
-            {"dense": dense_path, "candidate": path},
-            runtime=node.item["runtime"],
-            batch=node.item["batch"],
-            threads=measure.threads,
-            scope=measure.scope,
-            rounds=_ROUNDS,
-            samples=measure.samples,
+        Raises:
+            ShrinkError: even the narrowest network costs more.
+        """
+        scores = scores_within(score_by_group, within)
+        return choose_widths(
+            scores,
+            self.sites,
+            self.costs,
+            whole=self.whole,
+            target=share * self._cost({}),
+            limits=Limits(round_to=round_to, upper=_upper(within)),
         )
-        return 1 / comparison.speedup("candidate").ratio
 
-    return share
+    def fill(
+        self, score_by_group: Mapping[str, Tensor], mask: Mask, *, round_to: int, within: Mask | None = None
+    ) -> Choice:
+        """Return the widest widths of the same cost as the mask's."""
+        free = self.whole
+        widths = {name: width for name, width in mask.kept_widths().items() if name in free}
+        return fill_free(
+            scores_within(score_by_group, within),
+            self.sites,
+            self.costs,
+            whole=free,
+            widths=widths,
+            upper=_upper(within),
+            round_to=round_to,
+        )
+
+    def _cost(self, widths: Mapping[str, int]) -> float:
+        return network_cost(self.costs, self.sites, {**self.whole, **widths})
 
 
-def _exported(context: Context, node: Node, network: nn.Module, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    return onnx_from_module(network, path, context.example_inputs, precision=node.item["precision"])
+def pricing_of(context: Context, node: Node, kind: str) -> Pricing:
+    """Return the prices that a finder decides by; latencies come from its parent `table`.
+
+    Raises:
+        ShrinkError: a layer of the network has no price.
+    """
+    dense = dense_network(context, node.replicate or 0)
+    sites = layer_sites(dense, context.example_inputs, context.groups)
+    whole = {group.name: group.width for group in context.groups}
+    costs = cost_model(context, node, kind, sites, whole)
+    return Pricing(groups=context.groups, sites=sites, costs=costs)
+
+
+def mask_from_widths(
+    widths: Mapping[str, int],
+    score_by_group: Mapping[str, Tensor],
+    groups: Sequence[ChannelGroup],
+    *,
+    within: Mask | None = None,
+) -> Mask:
+    """Return the best channels of every group that has a width, the others as they were."""
+    keep_by_group = {}
+    for group in groups:
+        there_C = torch.ones(group.width, dtype=torch.bool)
+        if within is not None and group.name in within.keep_by_group:
+            there_C = within.keep_by_group[group.name]
+        if group.name in widths and group.name in score_by_group:
+            score_C = score_by_group[group.name].double().masked_fill(~there_C, -torch.inf)
+            there_C = best_channels(score_C, widths[group.name])
+        keep_by_group[group.name] = there_C
+    return Mask(keep_by_group)
+
+
+def scores_within(score_by_group: Mapping[str, Tensor], within: Mask | None) -> dict[str, Tensor]:
+    """Return the scores with 0 for channels that are gone already."""
+    gone = {} if within is None else within.keep_by_group
+    return {
+        name: score_C.double().masked_fill(~gone[name], 0.0) if name in gone else score_C.double()
+        for name, score_C in score_by_group.items()
+    }
+
+
+def budget_chooser(context: Context, node: Node) -> Callable[[Mapping[str, Tensor]], Mask]:
+    """Return what gives the mask of scores within the node's target, by its prices alone.
+
+    Raises:
+        ShrinkError: a layer of the network has no price.
+    """
+    ((kind, asked),) = node.item["target"].items()
+    prices, round_to = pricing_of(context, node, kind), context.recipe.find.round_to
+
+    def choose(score_by_group: Mapping[str, Tensor]) -> Mask:
+        choice = prices.choose(score_by_group, share=asked, round_to=round_to)
+        return mask_from_widths(choice.widths, score_by_group, context.groups)
+
+    return choose
+
+
+def uniform_latency_mask(context: Context, node: Node, like: Mask) -> tuple[Mask, dict[str, Any]]:
+    """Return the mask of one width multiplier whose predicted latency is nearest to that of `like`.
+
+    Of equally near ones the widest is taken: channels that cost nothing are kept, as the ticket keeps them.
+    """
+    prices = pricing_of(context, node, LATENCY)
+
+    def share(mask: Mask) -> float:
+        return prices.share({name: w for name, w in mask.kept_widths().items() if name in prices.whole})
+
+    target = share(like)
+    masks = uniform_masks(context.groups, round_to=context.recipe.find.round_to)
+    mask = min(reversed(masks), key=lambda one: round(abs(share(one) - target), 9))
+    return mask, {"predicted": share(mask), "predicted_of_ticket": target}
+
+
+def _upper(within: Mask | None) -> Mapping[str, int] | None:
+    return None if within is None else within.kept_widths()

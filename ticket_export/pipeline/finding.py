@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ticket_export.channels.costs import count_costs
 from ticket_export.channels.mask import ElementMask, Mask
 from ticket_export.data.augment import normalise
-from ticket_export.find.budget import mask_within_budget
 from ticket_export.find.control import (
     macs_of_masks,
     random_mask,
+    scoped_groups,
     shuffled_blocks,
     shuffled_elements,
     uniform_mask,
@@ -29,7 +29,6 @@ from ticket_export.find.in_loop import prune_round
 from ticket_export.find.refill import (
     SCORES,
     channel_scores,
-    mask_from_shares,
     refill,
     refill_rows,
     remaining_shares,
@@ -37,7 +36,12 @@ from ticket_export.find.refill import (
 from ticket_export.find.regroup import regroup, require_regroupable
 from ticket_export.find.rst import rst_mask
 from ticket_export.find.score import taylor_saliency, torch_pruning_scores
-from ticket_export.pipeline.budgets import cost_counter
+from ticket_export.pipeline.budgets import uniform_latency_mask
+from ticket_export.pipeline.chosen_widths import (
+    mask_within_budget,
+    widths_of_shares,
+    with_free_channels,
+)
 from ticket_export.pipeline.context import Context
 from ticket_export.pipeline.networks import (
     ELEMENTS_FILE,
@@ -62,6 +66,7 @@ from ticket_export.recipe.find_sections import (
     RefillPlusSection,
     RefillSection,
     RegroupSection,
+    RoundsSection,
     RstSection,
 )
 from ticket_export.seeds import seed_from_path, stream
@@ -88,7 +93,7 @@ def find_step(context: Context, node: Node, folder: Path, scratch: Path, progres
     subject = subject_from_text(node.subject)
     if subject.kind == "unstructured":
         found = _magnitude(context, node, subject)
-    elif subject.kind == "ticket":
+    elif subject.kind in ("ticket", "no_reactivation"):
         found = _TICKETS[context.recipe.find.method](context, node, subject, scratch)
     else:
         found = _control(context, node, subject)
@@ -108,7 +113,7 @@ def _magnitude(context: Context, node: Node, subject: Subject) -> Found:
     previous = elements_of(context, node.parents["previous"]) if "previous" in node.parents else None
     names, drop_fraction = _rates(context, dense_network(context, node.replicate or 0))
     find = context.recipe.find
-    assert not isinstance(find, EarlyBirdSection | RstSection)  # their graphs hold no such finder
+    assert isinstance(find, RoundsSection)  # their graphs hold no such finder
     elements = imp_mask(
         load_state(context.file(node.parents["trained"], WEIGHTS_FILE)),
         names,
@@ -123,7 +128,7 @@ def _magnitude(context: Context, node: Node, subject: Subject) -> Found:
 def _rates(context: Context, dense: nn.Module) -> tuple[tuple[str, ...], float | dict[str, float]]:
     """Return the weights that may be dropped and the share that a round drops of them."""
     find = context.recipe.find
-    assert not isinstance(find, EarlyBirdSection | RstSection)  # they drop channels, not weights
+    assert isinstance(find, RoundsSection)  # they drop channels, not weights
     names = prunable_weights(dense, unpruned=unpruned_weights(context))
     if find.conv_drop_fraction is None and find.classifier_drop_fraction is None:
         return names, find.drop_fraction
@@ -153,35 +158,8 @@ def _refilled(context: Context, node: Node, subject: Subject, scratch: Path) -> 
     if by_group is None:
         by_group = channel_scores(elements, weights, context.groups, score=score)
     shares = remaining_shares(elements, context.groups, scope=find.scope, extra_fraction=extra_fraction)
-    mask, cost = _widths(context, node, shares, by_group, None, scratch)
+    mask, cost = widths_of_shares(context, node, shares, by_group, scratch)
     return Found(mask=mask, facts={"element_density": elements.element_density, **cost})
-
-
-def _widths(
-    context: Context,
-    node: Node,
-    shares: Mapping[str, float],
-    by_group: Mapping[str, Tensor],
-    within: Mask | None,
-    scratch: Path,
-) -> tuple[Mask, dict[str, Any]]:  # Any: JSON values
-    """Return the mask of these shares, or of the widest network in their proportions within the budget."""
-    find = context.recipe.find
-    if "target" not in node.item:
-        mask = mask_from_shares(shares, by_group, context.groups, round_to=find.round_to, within=within)
-        return mask, {}
-    ((kind, target),) = node.item["target"].items()
-    cost_of = cost_counter(context, node, kind, scratch)
-    mask = mask_within_budget(
-        shares,
-        by_group,
-        context.groups,
-        cost_of=cost_of,
-        target=target,
-        round_to=find.round_to,
-        within=within,
-    )
-    return mask, {"target": {kind: target}, "reached": cost_of(mask)}
 
 
 def _scores(
@@ -229,7 +207,7 @@ def _in_loop(context: Context, node: Node, subject: Subject, scratch: Path) -> F
     if by_group is None:
         score = find.score if find.score in SCORES else "l1"
         by_group = channel_scores(pruned.element_mask, weights, context.groups, score=score)
-    mask, cost = _widths(context, node, pruned.shares, by_group, previous, scratch)
+    mask, cost = widths_of_shares(context, node, pruned.shares, by_group, scratch, within=previous)
     return Found(mask=mask, shares=pruned.shares, facts=cost)
 
 
@@ -266,15 +244,23 @@ def _early_bird(context: Context, node: Node, subject: Subject, scratch: Path) -
     assert isinstance(find, EarlyBirdSection)
     search = node.parents["trained"]
     network = dense_form(context, search)
-    mask = gamma_mask(
-        network,
-        context.groups,
-        drop_fraction=find.drop_fraction,
-        scope=find.scope,
-        round_to=find.round_to,
-    )
+    ranked = {group.name for group in scoped_groups(context.groups, find.scope) if group.pinned is None}
+    scores = {g: score_C for g, score_C in gamma_scores(network, context.groups).items() if g in ranked}
+    cost: dict[str, Any] = {}  # Any: JSON values
+    if find.drop_fraction is None:
+        mask, cost = mask_within_budget(context, node, scores, scratch)
+    else:
+        mask = gamma_mask(
+            network,
+            context.groups,
+            drop_fraction=find.drop_fraction,
+            scope=find.scope,
+            round_to=find.round_to,
+        )
+    mask, free = with_free_channels(context, node, scores, mask, scratch)
     facts = context.result(search).facts
-    return Found(mask=mask, facts={name: facts[name] for name in ("distances", "found_epoch")})
+    told = {name: facts[name] for name in ("distances", "found_epoch")}
+    return Found(mask=mask, facts={**told, **cost, **free})
 
 
 def _random_sparse(context: Context, node: Node, subject: Subject, scratch: Path) -> Found:
@@ -293,6 +279,13 @@ def _random_sparse(context: Context, node: Node, subject: Subject, scratch: Path
     return Found(mask=mask)
 
 
+def _searched(context: Context, node: Node, subject: Subject, scratch: Path) -> Found:
+    """Return what a search ended with; its training decided."""
+    search = node.parents["trained"]
+    facts = context.result(search).facts
+    return Found(mask=mask_of(context, search), facts={"events": facts["events"]})
+
+
 _TICKETS = {
     "refill": _refilled,
     "refill_plus": _refilled,
@@ -300,6 +293,7 @@ _TICKETS = {
     "channel_imp": _in_loop,
     "early_bird": _early_bird,
     "rst": _random_sparse,
+    "supernet": _searched,
 }
 
 
@@ -314,6 +308,9 @@ def _control(context: Context, node: Node, subject: Subject) -> Found:
             shuffled = shuffled_elements if isinstance(find, ImpSection) else shuffled_blocks
             return Found(mask=mask_of(context, like), elements=shuffled(elements, generator))
         return Found(mask=random_mask(mask_of(context, like), generator))
+    if subject.kind == "uniform_latency":
+        mask, facts = uniform_latency_mask(context, node, mask_of(context, like))
+        return Found(mask=mask, facts=facts)
     dense = dense_network(context, node.replicate or 0)
     target_macs = context.result(like).facts["macs"]
     scope = "inner" if find.scope == "inner" else "coupled"
