@@ -171,6 +171,14 @@ def test_random_networks_range_from_narrow_to_whole_on_the_tables_widths() -> No
     assert {widths["linear"] for widths in drawn.values()} == {4}
 
 
+def test_branches_that_may_go_do_so_now_and_then() -> None:
+    group = channel_groups(make(WIDTH).eval(), X)[1]
+    branch = dataclasses.replace(group, branch="blocks.0.branches.k3")
+    drawn = [widths[group.name] for widths in random_widths([branch], 40, seed=0).values()]
+    assert 4 <= drawn.count(0) <= 20
+    assert 0 not in [widths[group.name] for widths in random_widths([group], 40, seed=0).values()]
+
+
 def test_probes_as_modules_have_the_probes_shapes(sites: tuple[LayerSite, ...]) -> None:
     for site in sites[:4]:
         for probe in (sandwich(kind_of(site), 8, 12), ends(site.op, site.in_size, 8)):
@@ -210,14 +218,14 @@ def test_a_killed_profile_goes_on_where_it_was(tmp_path: Path, monkeypatch: pyte
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        broken.setattr("ticket_export.pipeline.profiling._timed", killed)
+        broken.setattr("ticket_export.pipeline.profiling.calibrated", killed)
         with pytest.raises(KeyboardInterrupt):
             profile(recipe, tmp_path / "out")
     assert len(opened) > 0
     opened.clear()
     [made] = profile(recipe, tmp_path / "out")
     assert made.table.num_cells > 0
-    assert {name.partition("-")[0] for name in opened} == {"dense", "calibration"}
+    assert {name.partition("-")[0] for name in opened} == {"dense", "random"}
 
 
 @pytest.mark.slow

@@ -25,16 +25,18 @@ def in_lines_of_8(layer: ProbeLayer) -> float:
 
 
 class ScriptedProbes:
-    """Opens probes; remembers their names."""
+    """Opens probes and remembers their names; all are twice as slow after the first `slower_after`."""
 
     def __init__(
         self,
         layer_s: Callable[[ProbeLayer], float] = in_lines_of_8,
         *,
         fails_after: int | None = None,
+        slower_after: int | None = None,
         claims: Mapping[str, str | int] | None = None,
     ) -> None:
         self.opened: list[str] = []
+        self._slower_after = slower_after
         self._layer_s, self._fails_after, self._claims = layer_s, fails_after, dict(claims or {})
 
     def __call__(self, probe: Probe) -> FakeRunner:
@@ -42,5 +44,7 @@ class ScriptedProbes:
             raise KeyboardInterrupt
         self.opened.append(probe.name)
         seconds = RUN_S + sum(map(self._layer_s, probe.layers))
+        if self._slower_after is not None and len(self.opened) > self._slower_after:
+            seconds *= 2
         spec = TensorSpec(name="input", dtype="float32", shape=(None, *probe.input_shape))
         return FakeRunner(lambda _: seconds, spec=spec, **self._claims)  # type: ignore[arg-type]

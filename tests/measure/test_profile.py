@@ -42,7 +42,8 @@ def test_what_two_sites_ask_for_is_measured_once(tmp_path: Path) -> None:
     probes = ScriptedProbes()
     other = Wanted(kind=CONV, widths_in=(3,), widths_out=WIDTHS)
     table = profile((*WANTED, other, *WANTED), TIMING, folder=tmp_path, open_probe=probes)
-    assert len(probes.opened) == len(set(probes.opened)) == 16 + 4 + 4  # cells, those of the image, ends
+    assert len(set(probes.opened)) == 16 + 4 + 4  # cells, those of the image, ends
+    assert len(probes.opened) == 2 * len(set(probes.opened))  # in either pass
     assert table.grid(CONV)[0] == (3, *WIDTHS)
 
 
@@ -71,9 +72,10 @@ def test_a_killed_profile_goes_on_after_its_last_chunk(
     table = profile(
         WANTED, TIMING, folder=tmp_path, open_probe=rest, on_progress=lambda *done: told.append(done)
     )
-    assert set(killed.opened[:8]).isdisjoint(rest.opened)
-    assert len(rest.opened) == 20 - 8
-    assert told == [(12, 20), (16, 20), (20, 20)]
+    assert set(killed.opened[:8]).isdisjoint(rest.opened[:12])
+    assert len(rest.opened) == 2 * 20 - 8
+    assert told[:3] == [(12, 40), (16, 40), (20, 40)]
+    assert told[-1] == (40, 40)
     again = ScriptedProbes()
     assert profile(WANTED, TIMING, folder=tmp_path, open_probe=again) == table
     assert again.opened == []
@@ -87,6 +89,15 @@ def test_chunks_of_another_table_are_refused(tmp_path: Path, change: dict[str, o
     profile(WANTED, TIMING, folder=tmp_path, open_probe=ScriptedProbes())
     with pytest.raises(MeasureError, match=told):
         profile(WANTED, replace(TIMING, **change), folder=tmp_path, open_probe=ScriptedProbes())  # type: ignore[arg-type]
+
+
+def test_a_neighbour_who_is_busy_during_one_pass_does_not_move_the_table(tmp_path: Path) -> None:
+    busy = ScriptedProbes(slower_after=20)
+    table = profile(WANTED, TIMING, folder=tmp_path, open_probe=busy)
+    assert len(busy.opened) == 40
+    assert table.seconds(CONV, 16, 16) == pytest.approx(4e-6, rel=1e-6)
+    cell = table.cells[CONV][16, 16]
+    assert cell.high_s - cell.low_s > 4e-6  # the interval tells of it
 
 
 def test_chunks_of_another_machine_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Fills a latency table: every layer at every width, in interleaved rounds, a chunk at a time.
 
-What a chunk measured is written down at once, so that a process that is killed loses one chunk.
+All chunks are timed twice over, so that a neighbour who is busy for a minute does not decide about one layer:
+the calmer half of the rounds counts. What a chunk measured is written down at once, so that a process that is
+killed loses one chunk.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +35,9 @@ from ticket_export.store.machine import machine_facts
 SCHEMA = 1
 PROBES_FILE = "probes.json"
 CHUNK = 24  # runners that are open at once
-ROUNDS = 7
+ROUNDS = 5  # of a chunk in each pass
+PASSES = 2
+WARMUP_S = 0.05  # per probe and pass: every turn begins with calls that do not count
 BLOCK_S = 0.01  # per probe and round: hundreds are timed, and the error of a network averages over its layers
 
 Opener: TypeAlias = Callable[[Probe], Runner]
@@ -67,7 +71,7 @@ class Timing:
         threads: CPU threads of one inference.
         scope: "compute" or "end_to_end".
         activations: of int8, "uint8" or "int8".
-        rounds: of each chunk, at least 5.
+        rounds: of each chunk in each of two passes, at least 5.
         seed: of inputs and order.
     """
 
@@ -84,7 +88,12 @@ class Timing:
     def protocol(self) -> Protocol:
         """How every chunk is timed."""
         return Protocol(
-            rounds=self.rounds, scope=self.scope, threads=self.threads, block_s=BLOCK_S, seed=self.seed
+            rounds=self.rounds,
+            scope=self.scope,
+            threads=self.threads,
+            block_s=BLOCK_S,
+            warmup_cap_s=WARMUP_S,
+            seed=self.seed,
         )
 
 
@@ -104,7 +113,7 @@ def profile(
         folder: where chunks are kept; what an earlier call with the same `timing` left there is not measured
             again.
         open_probe: opens a probe in the runtime; None writes ONNX files. Torch's runtimes need one.
-        on_progress: called with (probes done, probes in all) after each chunk.
+        on_progress: called with (probes done, probes in all) after each chunk, both passes counted.
 
     Raises:
         MeasureError: nothing is wanted, a chunk cannot be measured, or the folder holds another table's.
@@ -124,10 +133,11 @@ def profile(
     kept = _Kept(folder, timing)
     with tempfile.TemporaryDirectory(prefix="probes-", dir=folder) as files:
         opened = open_probe or _onnx_opener(timing, files)
-        for names in _chunks(probes, kept.rounds_s):
-            kept.add(_timed([probes[name] for name in names], timing, opened))
-            if on_progress is not None:
-                on_progress(len(kept.rounds_s), len(probes))
+        for done in range(PASSES):
+            for names in _chunks(probes, kept.beyond(done * timing.rounds)):
+                kept.add(_timed([probes[name] for name in names], timing, opened))
+                if on_progress is not None:
+                    on_progress(kept.num_rounds // timing.rounds, PASSES * len(probes))
     return LatencyTable(
         runtime=timing.runtime,
         precision=timing.precision,
@@ -143,9 +153,9 @@ def profile(
     )
 
 
-def calm_seconds(measured: Measurement) -> float:
-    """Return the mean over the calmer half of the rounds' medians, which a neighbour's bursts spare."""
-    return _calm_s(measured.round_medians_s.tolist())
+def calm_seconds(*runs: Measurement) -> float:
+    """Return the mean over the calmer half of all rounds' medians, which a neighbour's bursts spare."""
+    return _calm_s([median_s for run in runs for median_s in run.round_medians_s.tolist()])
 
 
 def _calm_s(rounds_s: Sequence[float]) -> float:
@@ -167,7 +177,7 @@ def _cell(kind: LayerKind, pair: tuple[int, int], rounds_s: Mapping[str, Sequenc
     )
 
 
-def _chunks(probes: Mapping[str, Probe], done: Mapping[str, object]) -> list[list[str]]:
+def _chunks(probes: Mapping[str, Probe], done: Collection[str]) -> list[list[str]]:
     """Return the names of what is missing, in chunks of probes that take and give the same shapes."""
     by_shape: dict[tuple[tuple[int, ...], ...], list[str]] = {}
     for name, probe in probes.items():
@@ -209,8 +219,15 @@ class _Kept:
         if self._path.exists():
             self.rounds_s = self._read()
 
+    @property
+    def num_rounds(self) -> int:
+        return sum(map(len, self.rounds_s.values()))
+
+    def beyond(self, num_rounds: int) -> list[str]:
+        return [name for name, each in self.rounds_s.items() if len(each) > num_rounds]
+
     def add(self, rounds_s: Mapping[str, list[float]]) -> None:
-        self.rounds_s |= rounds_s
+        self.rounds_s |= {name: [*self.rounds_s.get(name, ()), *fresh] for name, fresh in rounds_s.items()}
         partial = self._path.with_name(f"{PROBES_FILE}.{os.getpid()}.partial")
         try:
             partial.write_text(json.dumps({**self._facts, "rounds_s": self.rounds_s}), encoding="utf-8")

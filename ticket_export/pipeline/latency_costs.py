@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ticket_export.channels.sites import Axis, LayerSite
-from ticket_export.errors import MeasureError
 from ticket_export.measure.latency_table import LatencyTable
 from ticket_export.measure.layer_kind import LayerKind, table_widths
 from ticket_export.measure.profile import Wanted
@@ -58,34 +57,26 @@ def _axis_widths(axis: Axis, whole: Mapping[str, int], max_widths: int | None) -
     return table_widths(full, **options)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class LatencyCosts:
     """Calibrated seconds of one inference; a `CostModel`.
 
     Attributes:
-        table: with a calibration, of the network that the sites belong to.
+        table: calibrated, of the network that the sites belong to.
         sites: of the dense network.
+
+    Raises:
+        MeasureError: no whole network was timed for the table, or it lacks a kind of layer of the sites.
     """
 
     table: LatencyTable
-    sites: tuple[LayerSite, ...]
+    sites: Sequence[LayerSite]
 
-    def __init__(self, table: LatencyTable, sites: Sequence[LayerSite]) -> None:
-        """Hold the table to its network.
-
-        Raises:
-            MeasureError: no whole network was timed for the table, or it lacks a kind of layer of the sites.
-        """
-        if table.calibration is None:
-            raise MeasureError(
-                "latency table: no whole network was timed for it, so it cannot price a network",
-                hint="make it with ticket-export profile",
-            )
-        for site in sites:
+    def __post_init__(self) -> None:
+        self.fixed()
+        for site in self.sites:
             if site.op != "norm":
-                table.grid(kind_of(site))
-        object.__setattr__(self, "table", table)
-        object.__setattr__(self, "sites", tuple(sites))
+                self.table.grid(kind_of(site))
 
     @property
     def name(self) -> str:
@@ -96,13 +87,12 @@ class LatencyCosts:
         """Return what one site adds to the network's seconds; norms are fused into their layers."""
         if site.op == "norm":
             return 0.0
-        assert self.table.calibration is not None  # seen when it was made
-        return self.table.calibration.scale * self.table.seconds(kind_of(site), width_in, width_out)
+        layer_s = self.table.seconds(kind_of(site), width_in, width_out)
+        return self.table.network_seconds(layer_s) - self.fixed()
 
     def fixed(self) -> float:
         """Return what no width changes; below 0 where layers overlap."""
-        assert self.table.calibration is not None  # seen when it was made
-        return self.table.calibration.offset_s
+        return self.table.network_seconds(0.0)
 
     def widths(self, group: str, width: int) -> tuple[int, ...]:
         """Return the widths of a group that were measured on every layer it alone decides on."""

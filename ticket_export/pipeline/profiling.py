@@ -3,6 +3,7 @@
 # N images, C channels, H W pixels
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from ticket_export.measure.calibration import WholeNetwork, calibrated
 from ticket_export.measure.latency import measure_interleaved
 from ticket_export.measure.latency_table import LatencyTable
 from ticket_export.measure.layer_kind import LayerKind, table_widths
+from ticket_export.measure.measurement import Measurement
 from ticket_export.measure.probe import Probe, ProbeLayer
 from ticket_export.measure.profile import Opener, Timing, calm_seconds, profile
 from ticket_export.measure.protocol import Protocol
@@ -41,6 +43,7 @@ from ticket_export.stages import Subject
 
 NUM_NETWORKS = 10  # dense and nine of random widths: each is exported, which takes longer than its timing
 _SPREAD = 0.5  # a group's share lies within (1 -+ this) times the network's
+_GONE = 0.25  # of the branches that may go
 
 
 def table_step(context: Context, node: Node, folder: Path, scratch: Path, progress: Emit) -> dict[str, Any]:
@@ -60,9 +63,14 @@ def table_step(context: Context, node: Node, folder: Path, scratch: Path, progre
     sites = layer_sites(dense, context.example_inputs, context.groups)
     whole = {group.name: group.width for group in context.groups}
 
+    widths = {"dense": whole} | random_widths(context.groups, NUM_NETWORKS - 1, seed=context.recipe.seed)
+    networks = {name: network_of_widths(dense, context.groups, each) for name, each in widths.items()}
+
     def tell(done: int, total: int) -> None:
         progress({"round": done, "rounds": total})
 
+    # before and behind the layers: a minute in which the machine is busy must not decide alone
+    runs = [_timed(context, networks, timing, scratch / "networks")]
     table = profile(
         wanted_cells(sites, whole),
         timing,
@@ -70,13 +78,15 @@ def table_step(context: Context, node: Node, folder: Path, scratch: Path, progre
         open_probe=_module_opener(context, timing) if timing.runtime in MODULE_RUNTIMES else None,
         on_progress=tell,
     )
-    chosen = random_widths(context.groups, NUM_NETWORKS - 1, seed=context.recipe.seed)
-    networks = _timed(context, dense, {"dense": whole} | chosen, timing, scratch / "networks")
-    kept = {"dense": whole} | chosen
+    runs.append(_timed(context, networks, timing, scratch / "networks"))
     calibration = calibrated(
         [
-            WholeNetwork(name=name, layers_s=layers_seconds(table, sites, kept[name]), seconds=seconds)
-            for name, seconds in networks.items()
+            WholeNetwork(
+                name=name,
+                layers_s=layers_seconds(table, sites, each),
+                seconds=calm_seconds(*(run[name] for run in runs)),
+            )
+            for name, each in widths.items()
         ]
     )
     table = replace(table, calibration=calibration)
@@ -89,7 +99,7 @@ def table_step(context: Context, node: Node, folder: Path, scratch: Path, progre
         "num_networks": len(networks),
         "median_error": calibration.median_error,
         "largest_error": calibration.largest_error,
-        "dense_s": networks["dense"],
+        "dense_s": calibration.networks[0].seconds,
         "seconds": round(time.monotonic() - started_s, 1),
     }
 
@@ -103,29 +113,33 @@ def layers_seconds(table: LatencyTable, sites: Sequence[LayerSite], kept: Mappin
     )
 
 
-def random_widths(
-    groups: Sequence[ChannelGroup], count: int, *, seed: int, name: str = "calibration"
-) -> dict[str, dict[str, int]]:
+def random_widths(groups: Sequence[ChannelGroup], count: int, *, seed: int) -> dict[str, dict[str, int]]:
     """Return `count` networks as name -> group -> width, from narrow to whole, on the table's widths.
 
     Args:
-        groups: of the dense network; pinned ones stay whole.
+        groups: of the dense network; pinned ones stay whole, branches that may go do so now and then.
         count: networks.
         seed: root of the draw.
-        name: of the draw; another one gives other networks.
     """
     found = {}
     for index in range(count):
-        generator = stream(seed, "measure", "table", name, index)
+        generator = stream(seed, "measure", "table", index)
         share = 0.25 + 0.75 * (index + 0.5) / count
-        draws = 1 + _SPREAD * (2 * torch.rand(len(groups), generator=generator) - 1)
-        widths = {}
-        for group, draw in zip(groups, draws.tolist(), strict=True):
-            grid = np.array(table_widths(group.width))
-            nearest = int(grid[np.argmin(np.abs(grid - share * draw * group.width))])
-            widths[group.name] = group.width if group.pinned is not None else nearest
-        found[f"{name}-{index}"] = widths
+        spreads = 1 + _SPREAD * (2 * torch.rand(len(groups), generator=generator) - 1)
+        are_gone = torch.rand(len(groups), generator=generator) < _GONE
+        found[f"random-{index}"] = {
+            group.name: _nearest_width(group, share * spread, is_gone)
+            for group, spread, is_gone in zip(groups, spreads.tolist(), are_gone.tolist(), strict=True)
+        }
     return found
+
+
+def _nearest_width(group: ChannelGroup, share: float, is_gone: bool) -> int:
+    if group.pinned is not None:
+        return group.width
+    if is_gone and group.branch is not None:
+        return 0
+    return min(table_widths(group.width), key=lambda width: abs(width - share * group.width))
 
 
 def network_of_widths(
@@ -139,13 +153,9 @@ def network_of_widths(
 
 
 def _timed(
-    context: Context,
-    dense: nn.Module,
-    widths: Mapping[str, Mapping[str, int]],
-    timing: Timing,
-    folder: Path,
-) -> dict[str, float]:
-    """Return the seconds of every network, all timed in the same rounds by the recipe's protocol."""
+    context: Context, networks: Mapping[str, nn.Module], timing: Timing, folder: Path
+) -> dict[str, Measurement]:
+    """Return every network's measurement, all timed in the same rounds, as many as the recipe's samples."""
     folder.mkdir(parents=True, exist_ok=True)
     measure = context.recipe.measure
     protocol = Protocol(
@@ -153,12 +163,8 @@ def _timed(
     )
     opened = network_opener(context, timing, folder)
     with ExitStack() as stack:
-        runners = {
-            name: stack.enter_context(opened(name, network_of_widths(dense, context.groups, each)))
-            for name, each in widths.items()
-        }
-        measured = measure_interleaved(runners, batch=timing.batch, protocol=protocol)
-    return {name: calm_seconds(one) for name, one in measured.items()}
+        runners = {name: stack.enter_context(opened(name, network)) for name, network in networks.items()}
+        return measure_interleaved(runners, batch=timing.batch, protocol=protocol)
 
 
 def network_opener(context: Context, timing: Timing, folder: Path) -> Callable[[str, nn.Module], Runner]:
@@ -200,7 +206,7 @@ def _open_module(
     context: Context, timing: Timing, network: nn.Module, example: np.ndarray[Any, np.dtype[np.float32]]
 ) -> Runner:
     return open_runner(
-        network.half() if timing.precision == "fp16" else network,
+        copy.deepcopy(network).half() if timing.precision == "fp16" else network,
         timing.runtime,
         threads=timing.threads,
         device=str(context.device),
