@@ -24,9 +24,14 @@ from small_search import (
 from torch import Tensor
 
 from ticket_export.channels.costs import count_costs
+from ticket_export.channels.graph import channel_groups
 from ticket_export.data.batches import Batches
 from ticket_export.errors import ShrinkError, TrainError
 from ticket_export.find.search_rules import SearchResult
+from ticket_export.find.supernet import search
+from ticket_export.find.supernet_events import rank_channels
+from ticket_export.models.supernet import decision_norms
+from ticket_export.models.zoo import zoo_network
 from ticket_export.shrink.surgery import small_from_mask
 from ticket_export.train.average import Average
 from ticket_export.train.loop import train
@@ -278,3 +283,33 @@ def test_one_event_is_held_after_so_many_images() -> None:
     batches = Batches(x=images().train_x, y=images().train_y, batch=16, augment=AUGMENT, seed_path=(0,))
     result = searched(settings=settings(epochs=1), rules=rules(drop_step=0.5), choose=keep_all)
     assert result.events[0].trained_images == batches.num_batches * batches.batch_size == 64
+
+
+@pytest.mark.slow
+def test_the_zoos_supernet_loses_branches_and_a_block_exactly() -> None:
+    """In two events: channels everywhere and one branch; then a whole block."""
+    args = {"plan": "resnet20", "expansion": "1"}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = zoo_network("supernet", args, num_classes=3, image_shape=(1, 6, 6))
+    scales = decision_norms(model)
+    found = channel_groups(model.eval(), torch.zeros(2, 1, 6, 6))
+    branches = [scale.removesuffix("bn2.weight") + "expand" for scale in scales]
+    emptied = iter(([branches[0]], branches[:1] + branches[12:15]))
+
+    def choose(scores: Scores, target: float) -> dict[str, Tensor]:
+        gone = next(emptied)
+        keep = rank_channels(scores, target, never_empty=branches)
+        return {name: keep_C & (name not in gone) for name, keep_C in keep.items()}
+
+    result = search(
+        model, images(), groups=found, decisions=scales, augment=AUGMENT, seed_path=SEED_PATH, choose=choose,
+        settings=settings(epochs=2), rules=rules(reactivation=False),
+    )  # fmt: skip
+    assert [event.kept_branches for event in result.events] == [26, 23]
+    assert [event.kept_blocks for event in result.events] == [9, 8]
+    assert all(0 <= event.rel_error <= 1e-5 and event.average_rel_error <= 1e-5 for event in result.events)
+    small = small_from_mask(model, found, result.mask)
+    small.load_state_dict(result.weights)
+    assert count_costs(small, torch.zeros(1, 1, 6, 6)).macs == result.events[-1].macs
+    assert result.events[-1].macs < 0.6 * result.events[0].trained_macs

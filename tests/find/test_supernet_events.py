@@ -161,6 +161,17 @@ def test_with_reactivation_what_is_dropped_stays_and_is_almost_zero() -> None:
     assert torch.equal(after.weights["conv1.weight"], before.weights["conv1.weight"])
 
 
+def test_a_dropped_channel_may_compete_with_its_old_scale() -> None:
+    gammas = torch.tensor([0.5, -0.7, 0.1, 0.3, 0.2, 0.3, 0.4, 0.6])
+    before = standing(gammas, gammas)
+    first = held(before, {FIRST: [0, 1]}, zeroes=False)
+    assert torch.equal(first.standing.weights[DECISIONS[0]], gammas)
+    assert first.standing.zeroed[FIRST].tolist() == [True, True, *[False] * 6]
+    second = held(first.standing, {FIRST: [1, 2]}, zeroes=False)
+    assert (first.reactivated, second.reactivated) == (0, 1)
+    assert held(second.standing, {FIRST: [1]}, zeroes=False, is_last=True).removed == 1
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-6])
 def test_a_scale_of_exactly_zero_would_never_come_back(scale: float) -> None:
     branch = net().blocks[0].branches["k3"]

@@ -28,7 +28,9 @@ class SearchRules:
         gamma_l1: coefficient of the priced l1 penalty on the decision norms' scales; 0 = off.
         ramp_epochs: epochs over which it rises from 0 (released SuperTickets code: 25).
         gamma_threshold: a scale up to this is dead (there: 1e-3); above 0.
-        reactivation: whether channels that were set to zero train on and compete again.
+        reactivation: whether channels that were not chosen train on and compete again.
+        zeroes: whether such a channel is set to zero first, and so comes back by what it learns anew; else it
+            competes with its old scale trained on (there: `reset_mask`), and cuts change more at once.
         ema_decay: of the averaged weights, per step, in [0, 1) (there: 0.9999).
         norm_batches: training batches for the statistics of the averaged network's norms (there: 10).
         tolerance: of the equality at every cut.
@@ -46,6 +48,7 @@ class SearchRules:
     ema_decay: float
     norm_batches: int
     ramp_epochs: float = 0
+    zeroes: bool = True
     tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
@@ -94,9 +97,9 @@ class SearchEvent:
         kept_channels: channels of the decision norms that were chosen,
         kept_branches: branches with at least one of them,
         kept_blocks: and blocks (modules that hold such branches) with at least one.
-        zeroed: channels that were set to zero and train on.
+        zeroed: channels that were not chosen and train on, from zero with `SearchRules.zeroes`.
         removed: channels that were cut out.
-        reactivated: channels that were chosen though the event before had set them to zero.
+        reactivated: channels that were chosen though the event before had not.
         rel_error: of the cut of the live network, max|a-b| / max|b|; 0 where nothing was cut.
         average_rel_error: of the same cut of the averaged one.
         params: of the network after the event.

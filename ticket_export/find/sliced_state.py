@@ -30,7 +30,7 @@ class Standing:
         weights: the state dict that is trained.
         average: of the weights.
         optimizer: `PARAMETER/NAME` -> tensor; empty before the first training.
-        zeroed: group -> bool in the whole network's numbering: set to zero by the last event, and there.
+        zeroed: group -> bool in the whole network's numbering: not chosen by the last event, and there.
     """
 
     structure: Structure

@@ -162,9 +162,9 @@ def hold_event(
 ) -> Outcome:
     """Return the search after an event; live and averaged network are treated alike.
 
-    Channels that are not chosen by their scores in the averaged network are set to zero. Without
-    reactivation, and at the last event, they are cut out. Else one is cut out when it was zero before, and
-    has not grown above the threshold in either network.
+    Channels that are not chosen by their scores in the averaged network are cut out without reactivation, and
+    at the last event. Else they are set to zero (`rules.zeroes`) and train on; one is cut out when the event
+    before did not choose it either and it has not grown above the threshold in either network.
 
     Raises:
         ShrinkError: the choice does not fit, or leaves nothing of what must stay.
@@ -180,7 +180,9 @@ def hold_event(
         gone[name] = dropped_C if is_last or not rules.reactivation else dropped_C & is_dead_C
         soft[name] = dropped_C & ~gone[name]
     reactivated = sum(int((standing.zeroed[name] & keep[name]).sum()) for name in keep)
-    standing = _with_zeros(replace(standing, zeroed=soft), decisions, soft, rules.gamma_threshold)
+    standing = replace(standing, zeroed=soft)
+    if rules.zeroes:
+        standing = _with_zeros(standing, decisions, soft, rules.gamma_threshold)
     standing = _with_zeros(standing, decisions, gone, 0.0)
     errors = 0.0, 0.0
     if any(gone_C.any() for gone_C in gone.values()):
