@@ -19,7 +19,18 @@ from typing import Final, Literal, TypeAlias, get_args
 
 StageWord: TypeAlias = Literal["train", "find", "shrink", "export", "measure", "report"]
 SubjectKind: TypeAlias = Literal[
-    "dense", "ticket", "random", "uniform", "reinit", "random_reinit", "unstructured", "depgraph", "search"
+    "dense",
+    "ticket",
+    "random",
+    "uniform",
+    "uniform_latency",
+    "reinit",
+    "random_reinit",
+    "unstructured",
+    "depgraph",
+    "search",
+    "searched",
+    "no_reactivation",
 ]
 
 STAGE_WORDS: Final[tuple[StageWord, ...]] = get_args(StageWord)
@@ -68,12 +79,15 @@ _SEARCHED: Final = (
     *("find.gamma_l1", "find.window", "find.max_distance"),
     *("find.search_epochs", "find.search_lr"),
     *("find.penalty_step", "find.penalty_interval", "find.penalty_limit"),
+    *("find.event_epochs", "find.drop_step", "find.ramp_epochs", "find.price", "find.gamma_threshold"),
+    *("find.reactivation", "find.ema_decay", "find.norm_batches"),
 )
 _FOUND: Final = (
     *("find.method", "find.scope", "find.round_to", "find.score", "find.extra_fraction", "find.criterion"),
+    "find.free_channels",
     *_BLOCKS,
 )
-_FRESH: Final = (*_TRAINED, "find.form", "find.distill")
+_FRESH: Final = (*_TRAINED, "find.form", "find.distill", "find.retrain_epochs")
 _FROM_REWOUND: Final = (*_FRESH, *_REWOUND)
 _SHRUNK: Final = ("find.round_to", "shrink")
 HASHED: Final[Mapping[tuple[StageWord, SubjectKind], tuple[str, ...]]] = {
@@ -84,6 +98,8 @@ HASHED: Final[Mapping[tuple[StageWord, SubjectKind], tuple[str, ...]]] = {
     ("train", "random"): _FROM_REWOUND,
     ("train", "depgraph"): _FROM_REWOUND,
     ("train", "uniform"): _FRESH,
+    ("train", "uniform_latency"): _FRESH,
+    ("train", "no_reactivation"): _FROM_REWOUND,
     ("train", "reinit"): _FRESH,
     ("train", "random_reinit"): _FRESH,
     ("find", "unstructured"): _PRUNED,
@@ -91,12 +107,17 @@ HASHED: Final[Mapping[tuple[StageWord, SubjectKind], tuple[str, ...]]] = {
     ("find", "random"): ("find.method",),
     ("find", "random_reinit"): ("find.method",),
     ("find", "uniform"): ("find.method", "find.round_to"),
+    ("find", "uniform_latency"): ("find.method", "find.round_to"),
+    ("find", "no_reactivation"): ("find.method",),
     ("find", "depgraph"): ("find.method", "find.scope", "find.round_to"),
     ("shrink", "ticket"): (*_SHRUNK, *_BLOCKS),
     ("shrink", "random"): (*_SHRUNK, *_BLOCKS),
     ("shrink", "reinit"): (*_SHRUNK, *_BLOCKS),
     ("shrink", "random_reinit"): _SHRUNK,
     ("shrink", "uniform"): _SHRUNK,
+    ("shrink", "uniform_latency"): _SHRUNK,
+    ("shrink", "searched"): _SHRUNK,
+    ("shrink", "no_reactivation"): _SHRUNK,
     ("shrink", "depgraph"): _SHRUNK,
 }
 NOT_HASHED: Final = frozenset({"data.path", "data.workers", "model.weights"})

@@ -7,12 +7,11 @@ what a level found, and are the same for all methods.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ticket_export.pipeline.nodes import Node
 from ticket_export.recipe.find_sections import (
-    BudgetSection,
     ChannelImpSection,
     EarlyBirdSection,
     FindSection,
@@ -21,7 +20,9 @@ from ticket_export.recipe.find_sections import (
     RefillSection,
     RegroupSection,
     RstSection,
+    WidthsSection,
 )
+from ticket_export.recipe.supernet_section import SupernetSection
 from ticket_export.stages import StageWord, Subject
 
 Parents = Mapping[str, Node]
@@ -47,6 +48,7 @@ class Level:
         mask: the finder whose mask the controls copy.
         start: what the training of rewound controls starts from, as parents of their training.
         unstructured: trained under the element mask of the level; None where nothing asks for it.
+        own: controls that the method alone can make, by their kind; each adds its nodes when it is called.
     """
 
     level: int
@@ -54,6 +56,7 @@ class Level:
     mask: Node
     start: Parents
     unstructured: Node | None = None
+    own: Mapping[str, Callable[[], End]] = field(default_factory=dict)
 
 
 class Builder(Protocol):
@@ -68,8 +71,17 @@ class Builder(Protocol):
     ) -> Node:
         """Add a node and return it."""
 
-    def add_ticket_finder(self, level: int, parents: Parents, budget: BudgetSection | None) -> Node:
+    def add_ticket_finder(self, level: int, parents: Parents, find: WidthsSection | None) -> Node:
         """Add the finder of a ticket, which keeps to the budget of its level."""
+
+    def add_early_bird_search(self, find: EarlyBirdSection) -> Node:
+        """Add the training that an Early-Bird ticket is drawn from."""
+
+    def add_table(self) -> Node:
+        """Add the table of latencies that finders read."""
+
+    def add_search(self, find: SupernetSection, *, reactivation: bool) -> Node:
+        """Add the training of a supernet that is pruned and shrunk meanwhile."""
 
     def add_training(self, subject: Subject, *, mask: Node, start: Parents) -> Node:
         """Add the training of a subject."""
@@ -96,14 +108,20 @@ def ends_of(builder: Builder, find: FindSection) -> list[End]:
 
 
 def _control(builder: Builder, control: Subject, level: Level, dense: Node) -> End:
+    if control.kind in level.own:
+        return level.own[control.kind]()
     if control.kind == "unstructured":
         assert level.unstructured is not None  # the chain trains it where it is a control
         return builder.add_unshrunk(control, level.unstructured)
     if control.kind == "reinit":
         return builder.add_subject(control, mask=level.mask, start={})[1]
-    read = {"like": level.mask, "trained": dense} if control.kind == "depgraph" else {"like": level.mask}
+    read = {"like": level.mask}
+    if control.kind == "depgraph":
+        read["trained"] = dense
+    if control.kind == "uniform_latency":
+        read["table"] = builder.add_table()
     mask = builder.add("find", control, read)
-    fresh = control.kind in ("uniform", "random_reinit")
+    fresh = control.kind in ("uniform", "uniform_latency", "random_reinit")
     return builder.add_subject(control, mask=mask, start={} if fresh else level.start)[1]
 
 
@@ -148,11 +166,11 @@ def _imp(builder: Builder, find: ImpSection, dense: Node) -> Iterator[Level]:
 def _structured(
     builder: Builder, find: RefillSection | RefillPlusSection | RegroupSection, dense: Node
 ) -> Iterator[Level]:
-    budget = None if find.method == "regroup" else find.budget
+    widths = None if find.method == "regroup" else find  # it chooses blocks
     for level, elements, scored, start, train in _pruned_levels(builder, find, dense):
         if not _is_compared(find, level):
             continue
-        mask = builder.add_ticket_finder(level, {"elements": elements, "trained": scored}, budget)
+        mask = builder.add_ticket_finder(level, {"elements": elements, "trained": scored}, widths)
         _, ticket = builder.add_subject(Subject("ticket", level), mask=mask, start=start)
         controlled = find.control_levels == "every" or level == find.levels
         unstructured = train() if controlled and "unstructured" in find.controls else None
@@ -163,7 +181,7 @@ def _channel_imp(builder: Builder, find: ChannelImpSection, dense: Node) -> Iter
     trained, mask = dense, None
     for level in range(1, find.levels + 1):
         read = {"trained": trained} if mask is None else {"trained": trained, "previous": mask}
-        mask = builder.add_ticket_finder(level, read, find.budget)
+        mask = builder.add_ticket_finder(level, read, find)
         start = {"start": dense} if find.rewind == "weights" else {"weights": trained}
         subject = Subject("ticket", level)
         if _is_compared(find, level):
@@ -178,19 +196,36 @@ def _is_compared(find: _Leveled, level: int) -> bool:
 
 
 def _early_bird(builder: Builder, find: EarlyBirdSection, dense: Node) -> Iterator[Level]:
-    search = builder.add("train", Subject("search", 1), {})
-    mask = builder.add_ticket_finder(1, {"trained": search}, find.budget)
+    search = builder.add_early_bird_search(find)
+    mask = builder.add_ticket_finder(1, {"trained": search}, find)
     start = {"weights": search}
     _, ticket = builder.add_subject(Subject("ticket", 1), mask=mask, start=start)
     yield Level(level=1, ticket=ticket, mask=mask, start=start)
 
 
 def _rst(builder: Builder, find: RstSection, dense: Node) -> Iterator[Level]:
-    mask = builder.add_ticket_finder(1, {"start": dense}, find.budget)
+    mask = builder.add_ticket_finder(1, {"start": dense}, find)
     search = builder.add("train", Subject("search", 1), {"mask": mask, "start": dense})
     _, ticket = builder.add_subject(Subject("ticket", 1), mask=mask, start={"weights": search})
     # Other channels than the kept ones were emptied by the search: controls start where it did
     yield Level(level=1, ticket=ticket, mask=mask, start={"start": dense})
+
+
+def _supernet(builder: Builder, find: SupernetSection, dense: Node) -> Iterator[Level]:
+    def add(subject: Subject, search: Node) -> tuple[Node, End]:
+        mask = builder.add("find", subject, {"trained": search})
+        return mask, builder.add_subject(subject, mask=mask, start={"weights": search})[1]
+
+    def searched() -> End:
+        return builder.add_trained(Subject("searched", 1), mask=mask, trained=search)
+
+    def no_reactivation() -> End:
+        return add(Subject("no_reactivation", 1), builder.add_search(find, reactivation=False))[1]
+
+    search = builder.add_search(find, reactivation=find.reactivation)
+    mask, ticket = add(Subject("ticket", 1), search)
+    own = {"searched": searched, "no_reactivation": no_reactivation}
+    yield Level(level=1, ticket=ticket, mask=mask, start={}, own=own)
 
 
 _CHAINS: Mapping[str, Callable[..., Iterator[Level]]] = {
@@ -201,4 +236,5 @@ _CHAINS: Mapping[str, Callable[..., Iterator[Level]]] = {
     "channel_imp": _channel_imp,
     "early_bird": _early_bird,
     "rst": _rst,
+    "supernet": _supernet,
 }

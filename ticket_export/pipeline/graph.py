@@ -8,8 +8,9 @@ from typing import Any
 from ticket_export.models.facts import BUNDLE_PREFIX
 from ticket_export.pipeline.chains import End, Parents, ends_of
 from ticket_export.pipeline.nodes import EVERY_SUBJECT, InputHashes, Node
-from ticket_export.recipe.find_sections import BudgetSection
+from ticket_export.recipe.find_sections import EarlyBirdSection, WidthsSection
 from ticket_export.recipe.schema import Recipe
+from ticket_export.recipe.supernet_section import SupernetSection
 from ticket_export.runtime.registry import MODULE_PRECISIONS, MODULE_RUNTIMES
 from ticket_export.stages import HASHED, LATENCY_HASHED, NOT_HASHED, STAGES, StageWord, Subject
 from ticket_export.store.key import key_from_content
@@ -88,20 +89,43 @@ class _Graph:
         return {} if self._recipe.find.distill is None else {"teacher": dense}
 
     def add_ticket_finder(
-        self, level: int, replicate: int, parents: Parents, budget: BudgetSection | None
+        self, level: int, replicate: int, parents: Parents, find: WidthsSection | None
     ) -> Node:
-        """Add a ticket's finder, with the share of dense that its network may cost."""
-        subject, levels = Subject("ticket", level), self._recipe.find.levels
-        if budget is None:
+        """Add a ticket's finder, with the share of dense that its network may cost and the prices."""
+        subject = Subject("ticket", level)
+        if find is None:
             return self.add("find", subject, replicate, parents)
-        item = {"target": {budget.kind: round(budget.target(level, levels), 6)}}
-        if budget.kind != "latency_fraction":
+        item = self._target_item(find, level)
+        if not find.needs_table:
             return self.add("find", subject, replicate, parents, item)
         runtime, precision = self.executions[0]
         timed = {"runtime": runtime, "precision": precision, "batch": self._recipe.measure.batches[0]}
         whole_item = {"subject": str(subject), "replicate": replicate, **item, **timed}
         sections = self._sections((*HASHED["find", "ticket"], *LATENCY_HASHED))
-        return self._append("find", whole_item, sections, parents, on_machine=True)
+        read = {**parents, "table": self.add_table()}
+        return self._append("find", whole_item, sections, read, on_machine=True)
+
+    def add_early_bird_search(self, find: EarlyBirdSection, replicate: int) -> Node:
+        """Add the training that ends when the masks agree that it would keep."""
+        has_latency = find.budget is not None and find.budget.kind == "latency_fraction"
+        parents = {"table": self.add_table()} if has_latency else {}
+        return self.add("train", Subject("search", 1), replicate, parents, self._target_item(find, 1))
+
+    def _target_item(self, find: WidthsSection, level: int) -> dict[str, Any]:  # Any: JSON values
+        if find.budget is None:
+            return {}
+        share = round(find.budget.target(level, self._recipe.find.levels), 6)
+        return {"target": {find.budget.kind: share}, "choice": "knapsack"}
+
+    def add_search(self, find: SupernetSection, replicate: int, *, reactivation: bool) -> Node:
+        """Add the training of a supernet that is pruned and shrunk meanwhile, and the table it reads."""
+        item: dict[str, Any] = {} if reactivation else {"reactivation": False}  # Any: JSON values
+        if find.budget is not None:
+            item["target"] = {find.budget.kind: find.budget.target(1, 1)}
+        else:
+            item["drop_fraction"] = find.drop_fraction
+        parents = {"table": self.add_table()} if find.needs_table else {}
+        return self.add("train", Subject("search", 1), replicate, parents, item)
 
     def add_table(self, execution: tuple[str, str] | None = None, batch: int | None = None) -> Node:
         """Add the table of layer latencies, by default for the first of each; what is there is returned."""
@@ -247,9 +271,21 @@ class _Replicate:
             self._teacher = self._graph.teacher(node)
         return node
 
-    def add_ticket_finder(self, level: int, parents: Parents, budget: BudgetSection | None) -> Node:
+    def add_ticket_finder(self, level: int, parents: Parents, find: WidthsSection | None) -> Node:
         """Add the finder of a ticket, which keeps to the budget of its level."""
-        return self._graph.add_ticket_finder(level, self._replicate, parents, budget)
+        return self._graph.add_ticket_finder(level, self._replicate, parents, find)
+
+    def add_early_bird_search(self, find: EarlyBirdSection) -> Node:
+        """Add the training that an Early-Bird ticket is drawn from."""
+        return self._graph.add_early_bird_search(find, self._replicate)
+
+    def add_table(self) -> Node:
+        """Add the table of latencies that finders read."""
+        return self._graph.add_table()
+
+    def add_search(self, find: SupernetSection, *, reactivation: bool) -> Node:
+        """Add the training of a supernet that is pruned and shrunk meanwhile."""
+        return self._graph.add_search(find, self._replicate, reactivation=reactivation)
 
     def add_training(self, subject: Subject, *, mask: Node, start: Parents) -> Node:
         """Add the training of a subject."""

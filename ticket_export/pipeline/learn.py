@@ -15,6 +15,7 @@ from ticket_export.data.augment import Augment
 from ticket_export.errors import TrainError
 from ticket_export.find.early_bird import EarlyBird
 from ticket_export.find.rst import dropped_elements
+from ticket_export.pipeline.budgets import budget_chooser
 from ticket_export.pipeline.context import Context
 from ticket_export.pipeline.networks import (
     REWIND_FILE,
@@ -31,7 +32,8 @@ from ticket_export.pipeline.networks import (
 )
 from ticket_export.pipeline.nodes import Node
 from ticket_export.pipeline.work import Emit
-from ticket_export.recipe.find_sections import EarlyBirdSection, RstSection
+from ticket_export.recipe.find_sections import EarlyBirdSection, RoundsSection, RstSection
+from ticket_export.recipe.supernet_section import SupernetSection
 from ticket_export.shrink.surgery import small_from_mask
 from ticket_export.stages import Subject, subject_from_text
 from ticket_export.train.distill import Distill
@@ -66,9 +68,28 @@ def train_step(context: Context, node: Node, folder: Path, scratch: Path, progre
 
     A checkpoint in `scratch` is resumed.
     """
-    device = context.device  # first, as it sets torch's threads
-    find = context.recipe.find
+    context.device  # sets torch's threads  # noqa: B018
     subject = subject_from_text(node.subject)
+    if subject.kind == "search" and context.recipe.find.method == "supernet":
+        from ticket_export.pipeline.searching import search_step  # with a solver that no other training needs
+
+        return search_step(
+            context,
+            node,
+            folder,
+            scratch,
+            progress,
+            augment=_augment(context),
+            settings=_settings(context, subject),
+            seed_path=_seed_path(context, node, subject),
+        )
+    return _trained(context, node, subject, folder, scratch, progress)
+
+
+def _trained(
+    context: Context, node: Node, subject: Subject, folder: Path, scratch: Path, progress: Emit
+) -> dict[str, Any]:  # Any: JSON values
+    device, find = context.device, context.recipe.find
     start = _start(context, node, subject)
     search = _search(context, node, subject, start.model)
     result = train(
@@ -140,15 +161,26 @@ def _settings(context: Context, subject: Subject) -> TrainSettings:
     if values["gamma"] is None:  # only `step` has one
         del values["gamma"]
     settings = TrainSettings(**values)
+    if isinstance(find, SupernetSection) and subject.kind not in ("dense", "search"):
+        return replace(settings, **_after_search(find, subject, settings))
     constant: dict[str, Any] = {"schedule": "constant", "milestones": (), "warmup_epochs": 0}  # Any: settings
     if isinstance(find, RstSection) and subject.kind == "search":
         return replace(settings, epochs=find.search_epochs, lr=find.search_lr, **constant)
     trains_on = subject.kind in ("ticket", "random", "depgraph", "unstructured")
-    if trains_on and not isinstance(find, EarlyBirdSection | RstSection) and find.rewind == "none":
+    if trains_on and isinstance(find, RoundsSection) and find.rewind == "none":
         steps = max(1, len(context.images.train_y) // settings.batch)
         last = learning_rate(settings, settings.epochs * steps - 1, steps)
         return replace(settings, lr=last, **constant)
     return settings
+
+
+def _after_search(find: SupernetSection, subject: Subject, settings: TrainSettings) -> dict[str, Any]:
+    """Return for how long a network trains on, or, from new weights, as long as search and that together."""
+    if subject.kind in ("ticket", "no_reactivation"):
+        warmup = min(settings.warmup_epochs, find.retrain_epochs - 1)
+        late = tuple(m for m in settings.milestones if m < find.retrain_epochs)
+        return {"epochs": find.retrain_epochs, "warmup_epochs": warmup, "milestones": late}
+    return {"epochs": settings.epochs + find.retrain_epochs}
 
 
 def _teacher(context: Context, node: Node) -> Distill | None:
@@ -169,6 +201,7 @@ def _search(context: Context, node: Node, subject: Subject, model: nn.Module) ->
             model,
             context.groups,
             drop_fraction=find.drop_fraction,
+            choose=None if find.budget is None else budget_chooser(context, node),
             scope=find.scope,
             window=find.window,
             max_distance=find.max_distance,
@@ -262,7 +295,7 @@ def _first_weights(context: Context, node: Node, subject: Subject) -> tuple[nn.M
         trained = node.parents["weights"]
         if isinstance(find, EarlyBirdSection):
             rewound = Point(context.result(trained).facts["end_epoch"], 0)
-        elif isinstance(find, RstSection):
+        elif isinstance(find, RstSection | SupernetSection):
             rewound = Point(0, 0)
         return dense_form(context, trained), rewound
     if subject.kind in ("dense", "search"):

@@ -11,12 +11,16 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from ticket_export.recipe.section import Count, Fraction, Problems, Section, repeats
+from ticket_export.recipe.find_parts import BudgetSection, FoundSection
+from ticket_export.recipe.section import Count, Fraction, Problems, repeats
+from ticket_export.recipe.supernet_section import SupernetSection
 
 ElementControl: TypeAlias = Literal["random", "reinit", "random_reinit"]
 BlockControl: TypeAlias = Literal["random", "reinit", "uniform", "unstructured", "depgraph"]
-ChannelControl: TypeAlias = Literal["random", "uniform", "reinit", "depgraph"]
-RefillControl: TypeAlias = Literal["random", "uniform", "reinit", "unstructured", "depgraph"]
+ChannelControl: TypeAlias = Literal["random", "uniform", "uniform_latency", "reinit", "depgraph"]
+RefillControl: TypeAlias = Literal[
+    "random", "uniform", "uniform_latency", "reinit", "unstructured", "depgraph"
+]
 Score: TypeAlias = Literal[
     "l1",
     "l2",
@@ -34,68 +38,7 @@ Score: TypeAlias = Literal[
 NORM_SCORES = ("gamma", "tp_bn_scale")  # read the scales of norms; a network without norms has none
 
 
-class DistillSection(Section):
-    """Training subjects on the outputs of the trained dense network as well (Chen et al., arXiv 2101.03255).
-
-    Attributes:
-        weight: share of the soft targets in the loss; the rest is the labels'.
-        temperature: both outputs are divided by it before the softmax.
-    """
-
-    weight: Annotated[float, Field(gt=0.0, le=1.0)]
-    temperature: Annotated[float, Field(gt=0.0)]
-
-
-class BudgetSection(Section):
-    """What the network of the last level may cost, as a share of dense; exactly one is given.
-
-    Levels before the last come nearer to it in equal ratios.
-
-    Attributes:
-        param_fraction: of the weights.
-        mac_fraction: of the multiply-adds.
-        latency_fraction: of the latency, measured in the recipe's first runtime, precision and batch.
-    """
-
-    param_fraction: Fraction | None = None
-    mac_fraction: Fraction | None = None
-    latency_fraction: Fraction | None = None
-
-    def _problems(self) -> Problems:
-        given = [name for name, value in self if value is not None]
-        if len(given) != 1:
-            told = " and ".join(given) if given else "none"
-            yield "", f"should hold one of param_fraction, mac_fraction and latency_fraction, got {told}"
-
-    @property
-    def kind(self) -> str:
-        """Return the name of the one that is given."""
-        return next(name for name, value in self if value is not None)
-
-    def target(self, level: int, levels: int) -> float:
-        """Return the share that the network of a level may cost."""
-        fraction: float = getattr(self, self.kind)
-        return float(fraction ** (level / levels))
-
-
-class _Found(Section):
-    """What every method has.
-
-    Attributes:
-        rewind_epoch: the epoch of the dense training whose weights rewound subjects restart from; 0 is the
-            initialisation.
-        rewind_step: steps into that epoch.
-        control_levels: the levels that have controls: the last one, or every one.
-        distill: train all subjects but dense with soft targets too.
-    """
-
-    rewind_epoch: Annotated[int, Field(ge=0)]
-    rewind_step: Annotated[int, Field(ge=0)] = 0
-    control_levels: Literal["last", "every"] = "last"
-    distill: DistillSection | None = None
-
-
-class _Rounds(_Found):
+class RoundsSection(FoundSection):
     """Rounds of magnitude pruning.
 
     Attributes:
@@ -128,21 +71,36 @@ class _Rounds(_Found):
             yield "control_levels", "every level has controls, but ticket_levels is last"
 
 
-class _Widths(_Found):
+class WidthsSection(FoundSection):
     """Whole channels, so that what is dropped can be cut out.
 
     Attributes:
         round_to: kept widths are rounded up to a multiple of this.
-        budget: what the network may cost; without one the pruned weights say how much stays.
+        budget: what the network may cost; without one the finder's own rule says how much stays.
+        free_channels: widen what was chosen as far as the measured latency stays the same.
         form: train the small network cut out of the rewound one, or the dense shape with zeros held.
     """
 
     round_to: Count = 1
     budget: BudgetSection | None = None
+    free_channels: bool = False
     form: Literal["small", "masked"] = "small"
 
+    @property
+    def needs_table(self) -> bool:
+        """Return whether the finder reads a table of latencies."""
+        return self.free_channels or (self.budget is not None and self.budget.kind == "latency_fraction")
 
-class _WholeShape(_Rounds):
+    def _problems(self) -> Problems:
+        yield from super()._problems()
+        if self.free_channels and self.budget is not None and self.budget.kind != "latency_fraction":
+            yield "free_channels", f"does not go with a budget of {self.budget.kind}, which it would exceed"
+        controls: tuple[str, ...] = getattr(self, "controls", ())
+        if "uniform_latency" in controls and not self.needs_table:
+            yield "controls", "uniform_latency needs free_channels or a budget of latency_fraction"
+
+
+class _WholeShape(RoundsSection):
     """Single weights or blocks of them are dropped; every layer keeps its shape until the shrink."""
 
     @property
@@ -179,7 +137,7 @@ class ImpSection(_WholeShape):
         return 1
 
 
-class _Refilled(_Rounds, _Widths):
+class _Refilled(RoundsSection, WidthsSection):
     """Iterative magnitude pruning with rewinding, then whole channels on every level.
 
     Attributes:
@@ -198,8 +156,9 @@ class _Refilled(_Rounds, _Widths):
         yield from repeats("controls", self.controls)
         if self.scope == "layer" and self.score.startswith(("gamma", "tp_")):
             yield "score", f"{self.score} scores whole channel groups, scope layer needs scores of rows"
-        if self.scope == "layer" and self.budget is not None:
-            yield "budget", "needs scope inner or coupled: most rows that scope layer drops cannot be removed"
+        for name in ("budget", "free_channels"):
+            if self.scope == "layer" and getattr(self, name):
+                yield name, "needs scope inner or coupled: most rows that scope layer drops cannot be removed"
 
 
 class RefillSection(_Refilled):
@@ -249,7 +208,7 @@ class RegroupSection(_WholeShape):
         yield from repeats("controls", self.controls)
 
 
-class ChannelImpSection(_Rounds, _Widths):
+class ChannelImpSection(RoundsSection, WidthsSection):
     """In-loop Refill: every level is refilled and cut out before the next is trained, so levels get cheaper.
 
     Attributes:
@@ -268,24 +227,20 @@ class ChannelImpSection(_Rounds, _Widths):
         yield from repeats("controls", self.controls)
 
 
-class _OneLevel(_Widths):
+class _OneLevel(WidthsSection):
     """A finder that decides once.
 
     Attributes:
-        drop_fraction: share of all channels of the scope that is dropped.
         scope: decided together: `inner` channels of blocks, or `coupled` groups.
         controls: what the ticket is compared with, beside the dense network.
     """
 
-    drop_fraction: Fraction
     scope: Literal["inner", "coupled"]
     controls: tuple[ChannelControl, ...] = ()
 
     def _problems(self) -> Problems:
         yield from super()._problems()
         yield from repeats("controls", self.controls)
-        if self.budget is not None:
-            yield "budget", "does not go with drop_fraction, which decides how much stays"
 
     @property
     def levels(self) -> int:
@@ -297,15 +252,22 @@ class EarlyBirdSection(_OneLevel):
     """Early-Bird tickets: channels by the norms' scales, as soon as they settle (arXiv 1909.11957).
 
     Attributes:
+        drop_fraction: share of all channels of the scope that is dropped; without a budget.
         gamma_l1: coefficient of the l1 penalty on the norms' scales while searching.
         window: masks that must agree.
         max_distance: share of channels by which the newest may differ from each of the others.
     """
 
     method: Literal["early_bird"]
+    drop_fraction: Fraction | None = None
     gamma_l1: Annotated[float, Field(ge=0.0)]
     window: Annotated[int, Field(ge=2)]
     max_distance: Fraction
+
+    def _problems(self) -> Problems:
+        yield from super()._problems()
+        if (self.drop_fraction is None) == (self.budget is None):
+            yield "drop_fraction", "stands in place of budget: exactly one of them is given"
 
 
 class RstSection(_OneLevel):
@@ -314,6 +276,7 @@ class RstSection(_OneLevel):
     A growing l2 penalty moves what the channels to be dropped have learnt into the others.
 
     Attributes:
+        drop_fraction: share of all channels of the scope that is dropped.
         criterion: which channels are dropped: drawn by chance, or those of the smallest l1 norm.
         search_epochs: epochs of the penalised training, from the rewind point on.
         search_lr: its constant learning rate.
@@ -323,6 +286,7 @@ class RstSection(_OneLevel):
     """
 
     method: Literal["rst"]
+    drop_fraction: Fraction
     criterion: Literal["random", "l1"]
     search_epochs: Count
     search_lr: Annotated[float, Field(gt=0.0)]
@@ -330,8 +294,15 @@ class RstSection(_OneLevel):
     penalty_interval: Count
     penalty_limit: Annotated[float, Field(gt=0.0)]
 
+    def _problems(self) -> Problems:
+        yield from super()._problems()
+        if self.budget is not None:
+            yield "budget", "does not go with drop_fraction, which decides how much stays"
+        if self.free_channels:
+            yield "free_channels", "does not go with drop_fraction, which decides how much stays"
 
-SECTION_BY_METHOD: Mapping[str, type[_Found]] = {
+
+SECTION_BY_METHOD: Mapping[str, type[FoundSection]] = {
     "imp": ImpSection,
     "refill": RefillSection,
     "refill_plus": RefillPlusSection,
@@ -339,6 +310,7 @@ SECTION_BY_METHOD: Mapping[str, type[_Found]] = {
     "channel_imp": ChannelImpSection,
     "early_bird": EarlyBirdSection,
     "rst": RstSection,
+    "supernet": SupernetSection,
 }
 
 # By `method`, which has no default: a defaulted tag would vanish from the keys, and two methods share them.
@@ -349,6 +321,7 @@ FindSection: TypeAlias = Annotated[
     | RegroupSection
     | ChannelImpSection
     | EarlyBirdSection
-    | RstSection,
+    | RstSection
+    | SupernetSection,
     Field(discriminator="method"),
 ]

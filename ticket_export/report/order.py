@@ -4,8 +4,8 @@ from __future__ import annotations
 
 PRECISION_ORDER = ("fp32", "fp16", "int8")
 _KIND_ORDER = (
-    *("dense", "search", "ticket", "unstructured", "uniform", "depgraph", "random", "reinit"),
-    "random_reinit",
+    *("dense", "search", "ticket", "searched", "no_reactivation", "unstructured"),
+    *("uniform", "uniform_latency", "depgraph", "random", "reinit", "random_reinit"),
 )
 
 

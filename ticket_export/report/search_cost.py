@@ -80,7 +80,7 @@ def _cost(lineage: Lineage, subject: str, replicate: int) -> SearchCost:
         Trained(
             subject=one["facts"]["subject"],
             num_epochs=epochs,
-            macs=one["facts"]["macs"],
+            macs=one["facts"].get("trained_macs", one["facts"]["macs"]),  # a search trains ever less
             seconds=one["facts"]["seconds"] * epochs / num_epochs(one),
         )
         for one, epochs in behind
