@@ -120,16 +120,15 @@ def groups_from_labels(graph: LabelledGraph) -> list[ChannelGroup]:
     for labels, reason in graph.equal_counts:
         for root in set(graph.classes.roots(labels).tolist()):
             pins.setdefault(root, reason)
-    roots_by_signature: dict[int, list[int]] = {}
+    roots_by_signature: dict[int, dict[int, None]] = {}
     for axis in axes:  # graph order: the first producer names the group and orders its channels
-        for root in dict.fromkeys(axis.labels.tolist()):
+        for root, mark in zip(axis.labels.tolist(), signature[axis.labels].tolist(), strict=True):
             if root > FIXED:
-                members = roots_by_signature.setdefault(int(signature[root]), [])
-                members.append(root)
+                roots_by_signature.setdefault(mark, {})[root] = None
     groups: list[ChannelGroup] = []
     taken: dict[str, int] = {}
     for roots in roots_by_signature.values():
-        ordered = list(dict.fromkeys(roots))
+        ordered = list(roots)
         group_members = _members(axes, ordered, graph.classes.num_labels)
         name = group_members[0].tensor.rpartition(".")[0] or group_members[0].tensor
         taken[name] = taken.get(name, 0) + 1
