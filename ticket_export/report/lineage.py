@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from ticket_export.errors import StoreError
 from ticket_export.report.artefacts import Manifest
 
-# The ticket gives these no more than its MACs, a number that needs no ticket
-_TAKES_ONLY_MACS = ("uniform", "depgraph")
+# The ticket gives these no more than its MACs or its latency, a number that needs no ticket
+_TAKES_ONLY_COSTS = ("uniform", "uniform_latency", "depgraph")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class Lineage:
         """Return all trainings that `training` depends on, through finders too, and itself last.
 
         Beside each stands for how many of its epochs it was needed: all, or those before the rewind point of
-        a dense training that nothing else was taken from. A control that takes only its MACs from the ticket
+        a dense training that nothing else was taken from. A control that takes only a cost from the ticket
         does not depend on how the ticket was found; a table of latencies is of the machine, not trained.
         """
         found: dict[str, Manifest] = {}
@@ -74,7 +74,7 @@ class Lineage:
         """Add what `manifest` needs to `found`, parents first; to `rewound` what it takes a start from."""
         kind = manifest["facts"]["subject"].partition("@")[0]
         for role, name in manifest["parents"].items():
-            if role == "table" or (role == "like" and kind in _TAKES_ONLY_MACS):
+            if role == "table" or (role == "like" and kind in _TAKES_ONLY_COSTS):
                 continue
             parent = self._parent(manifest, role)
             if role == "start":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ticket_export.errors import StoreError
 from ticket_export.report import (
+    budget_tables,
     causes,
     front,
     sections,
@@ -72,6 +73,7 @@ def markdown(report: Report) -> str:
         parts += ["## What the ticket is worth", ticket_sections.WORTH_NOTE]
         parts += ["\n".join(f"- {sentences.worth_sentence(worth)}" for worth in found)]
         parts += ["## Verdicts", table.verdict_table(verdicts(report))]
+    parts += budget_tables.markdown(report.budgets)
     parts += [*ticket_tables.early_markdown(report), *ticket_tables.cost_markdown(report)]
     if report.choices:
         parts += ["## Widths by measurement", widths.summary_table(report.choices)]
@@ -96,6 +98,7 @@ def page(report: Report) -> str:
             causes.section(report),
             ticket_sections.blocks(report),
             ticket_sections.worth(report),
+            budget_tables.section(report.budgets),
             ticket_sections.early_stop(report),
             ticket_sections.search_cost(report),
             sections.figures(report),

@@ -17,8 +17,8 @@ _SUBJECTS: Mapping[str, str] = {
     "searched": "searched is the network as its search left it, before the ticket trains on.",
     "no_reactivation": "no_reactivation comes from another search, in which channels set to zero never came "
     "back, and is then trained like the ticket.",
-    "uniform_latency": "uniform_latency shrinks every layer alike, to the ticket's predicted latency, and has "
-    "new weights.",
+    "uniform_latency": "uniform_latency shrinks every layer alike, to the ticket's predicted latency, and "
+    "has new weights.",
     "uniform": "uniform shrinks every layer alike, to the ticket's MACs, and has new weights.",
     "depgraph": "depgraph keeps the channels that torch-pruning's own pruner keeps of the trained dense "
     "network, at the pruning ratio whose MACs are nearest to the ticket's, and is then trained like the "

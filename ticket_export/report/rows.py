@@ -6,7 +6,7 @@ The rows are the contract of `report.json`; tables, figures and the page are dra
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ticket_export.errors import StoreError
@@ -20,6 +20,7 @@ from ticket_export.report.artefacts import (
     widths_from_facts,
 )
 from ticket_export.report.blocks import Blocks, blocks_of
+from ticket_export.report.budgets import Budgets, budgets_of
 from ticket_export.report.lineage import lineage_from_manifests, method_of
 from ticket_export.report.order import precision_order, subject_order
 from ticket_export.report.search_cost import SearchCost, search_costs
@@ -82,6 +83,7 @@ class Report:
         method: how the tickets were found, as `find.method` of a recipe; None without one.
         search_costs: what finding and training each measured network took.
         blocks: of the networks that are executed in blocks.
+        budgets: what finders were asked for and reached.
         causes: why a subject is as fast as it is: `measure.cause.Cause` as JSON beside its subject,
             replicate, runtime, precision and batch; in the order of the rows.
     """
@@ -97,6 +99,7 @@ class Report:
     method: str | None = None
     search_costs: tuple[SearchCost, ...] = ()
     blocks: tuple[Blocks, ...] = ()
+    budgets: Budgets = field(default_factory=Budgets)
     causes: tuple[Mapping[str, Any], ...] = ()  # Any: JSON
 
     def to_json(self) -> dict[str, Any]:
@@ -116,6 +119,7 @@ class Report:
             "search_cost": [cost.to_json() for cost in self.search_costs],
             "early_stop": early_stop_json(self),
             "fronts": fronts_json(self),
+            **self.budgets.to_json(),
         }
 
     @property
@@ -184,6 +188,7 @@ def report_from_manifests(
         method=method_of(lineage, subjects),
         search_costs=search_costs(lineage, subjects),
         blocks=blocks_of(lineage, subjects),
+        budgets=budgets_of(lineage, subjects),
         causes=_causes(measured),
     )
 

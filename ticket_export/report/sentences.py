@@ -135,12 +135,17 @@ def _answer_sentence(answer: Answer) -> str:
 
 
 def unequal_notes(answer: Answer) -> list[str]:
-    """Say of each control why its verdict decides nothing: it executes other MACs than the ticket."""
+    """Say of each control why its verdict decides nothing: it costs more or less than the ticket."""
     return [
-        f"{against} executes {ratio:.2f}x the MACs, so {'losing to' if ratio > 1 else 'winning over'} it "
+        f"{against} {_costs(against, ratio)}, so {'losing to' if ratio > 1 else 'winning over'} it "
         "decides nothing"
         for against, ratio in answer.unequal.items()
     ]
+
+
+def _costs(against: str, ratio: float) -> str:
+    is_timed = against.startswith("uniform_latency@")
+    return f"takes {ratio:.2f}x the time" if is_timed else f"executes {ratio:.2f}x the MACs"
 
 
 def _mattered(questions: Sequence[str], word: str) -> str:

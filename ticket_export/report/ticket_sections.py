@@ -24,8 +24,8 @@ _MAX_VERDICTS = 12  # more are folded away: the table above them holds what they
 WORTH_NOTE = (
     "A winning ticket is not less accurate than dense at equal epochs: the 95 % interval of their difference "
     "ends no more than one test image below 0. Whether something mattered is told by the controls that "
-    "change just that: new weights (reinit), or another choice of what is kept (random, and uniform where "
-    "whole channels are kept: the ticket must win over both)."
+    "change just that: new weights (reinit), or another choice of what is kept (random, and uniform at equal "
+    "MACs or latency where whole channels are kept: the ticket must win over all)."
 )
 
 

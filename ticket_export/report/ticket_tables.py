@@ -32,9 +32,9 @@ COST_NOTE = (
     "the dense training of the same replicate: in time, and in epochs times MACs, which no machine disturbs "
     "(a teacher's own MACs are not in it). Mean over replicates (lowest-highest). Of a dense training that "
     "gives no more than the rewind point, the epochs before it count. A uniform or depgraph network takes "
-    "only its MACs from the ticket, a number, so the ticket's search is not in its cost. Networks may train "
-    "side by side, so times are costs, not measurements; - where they ran on other machines, threads or "
-    "devices than dense."
+    "only its MACs or its time from the ticket, so the ticket's search is not in its cost. Networks may "
+    "train side by side, so times are costs, not measurements; - where they ran on other machines, threads "
+    "or devices than dense."
 )
 BLOCK_NOTE = (
     "Blocks of rows and columns execute as small convolutions. Left by pruning: the share of the prunable "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import exp, log
 from statistics import fmean
 from typing import Any
 
@@ -23,8 +24,10 @@ _QUESTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "imp": _INITIALISATION | {"positions": ("random",), "positions and initialisation": ("random_reinit",)},
     "regroup": _INITIALISATION | {"choice of blocks": ("random", "uniform")},
 }
+# A question about `uniform` is answered by each of these that was measured; one of them is enough
+_ALIKE: Mapping[str, tuple[str, ...]] = {"uniform": ("uniform", "uniform_latency")}
 # `uniform` on a width grid may miss the ticket's MACs by half; a loss to a larger network shows no harm
-_EQUAL_MACS = 1.05
+_EQUAL = 1.05
 _ROUNDING = 1e-9  # of differences of accuracies: far below one image
 
 
@@ -38,8 +41,9 @@ class Answer:
             all else is not resolved.
         verdicts: against each of them.
         missing: those that were not measured.
-        unequal: control -> its MACs over the ticket's, where its verdict then decides nothing: losing to a
-            network that executes more, or winning over one that executes less, decides nothing.
+        unequal: control -> its MACs over the ticket's, of uniform_latency its measured time, where its
+            verdict then decides nothing: losing to a network that costs more, or winning over one that
+            costs less, decides nothing.
     """
 
     question: str
@@ -127,15 +131,11 @@ def _worth(report: Report, own: Sequence[Verdict]) -> Worth:
     ticket = own[0].ticket
     by_kind = {verdict.against.partition("@")[0]: verdict for verdict in own}
     rows = [row for row in report.rows if row["subject"] == ticket]
-    macs = {
-        subject: fmean(row["macs"] for row in report.rows if row["subject"] == subject)
-        for subject in report.subjects
-    }
-    ratios = {subject: value / macs[ticket] for subject, value in macs.items()}
+    ratios = {verdict.against: _cost_ratio(report, verdict) for verdict in own}
     answers = (
         _answer(question, controls, by_kind, ratios)
         for question, controls in questions(report).items()
-        if any(kind in by_kind for kind in controls)
+        if any(one in by_kind for kind in controls for one in _ALIKE.get(kind, (kind,)))
     )
     return Worth(
         ticket=ticket,
@@ -146,6 +146,24 @@ def _worth(report: Report, own: Sequence[Verdict]) -> Worth:
         extra_epochs=_extra_epochs(report, ticket),
         answers=tuple(answers),
     )
+
+
+def _cost_ratio(report: Report, verdict: Verdict) -> float:
+    """Return what the other costs over the ticket: MACs, or of `uniform_latency` the mean time of batches."""
+    by_subject = {
+        subject: [
+            row
+            for row in report.rows
+            if (row["subject"], row["runtime"], row["precision"])
+            == (subject, verdict.runtime, verdict.precision)
+        ]
+        for subject in (verdict.ticket, verdict.against)
+    }
+    if not verdict.against.startswith("uniform_latency@"):
+        ticket, other = (fmean(row["macs"] for row in rows) for rows in by_subject.values())
+        return other / ticket
+    ticket, other = (fmean(log(row["latency_s"]["p50"]) for row in rows) for rows in by_subject.values())
+    return exp(other - ticket)
 
 
 def _winning_word(verdict: Verdict, *, one_image: float) -> str:
@@ -161,15 +179,18 @@ def _answer(
     question: str,
     controls: Sequence[str],
     by_kind: Mapping[str, Verdict],
-    macs_ratio: Mapping[str, float],
+    cost_ratio: Mapping[str, float],
 ) -> Answer:
-    found = tuple(by_kind[kind] for kind in controls if kind in by_kind)
-    missing = tuple(kind for kind in controls if kind not in by_kind)
+    measured = {
+        kind: [by_kind[one] for one in _ALIKE.get(kind, (kind,)) if one in by_kind] for kind in controls
+    }
+    found = tuple(verdict for verdicts in measured.values() for verdict in verdicts)
+    missing = tuple(kind for kind, verdicts in measured.items() if not verdicts)
     unequal = {
-        verdict.against: macs_ratio[verdict.against]
+        verdict.against: cost_ratio[verdict.against]
         for verdict in found
-        if (verdict.word == LOSES and macs_ratio[verdict.against] > _EQUAL_MACS)
-        or (verdict.word == WINS and macs_ratio[verdict.against] < 1 / _EQUAL_MACS)
+        if (verdict.word == LOSES and cost_ratio[verdict.against] > _EQUAL)
+        or (verdict.word == WINS and cost_ratio[verdict.against] < 1 / _EQUAL)
     }
     words = {NOT_RESOLVED if verdict.against in unequal else verdict.word for verdict in found}
     word = WINS if words == {WINS} and not missing else LOSES if LOSES in words else NOT_RESOLVED
