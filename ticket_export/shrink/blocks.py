@@ -99,8 +99,9 @@ def block_form(
             on the copy.
         example_inputs: a tensor or a tuple of tensors as for `torch.export`, axis 0 is the batch.
         min_rows: rows of a block, at least; smaller ones are joined. Blocks of 8 rows that read half of 64
-            channels run at 0.80x of the dense convolution, of 16 rows at 1.31x (32x32 pixels, batch 1, ONNX
-            Runtime 1.32.0 on one thread of a 2-core EPYC, n = 15 interleaved calls).
+            channels run at 0.73x (0.70-0.77) of the dense convolution, of 16 rows at 1.27x (1.20-1.34): 32x32
+            pixels, batch 1, ONNX Runtime 1.32.0 on one thread of a 2-core EPYC, n = 10 rounds
+            (benchmarks/results/regroup_forms_ort-cpu_epyc-2core_2026-11.md).
         min_saved_fraction: share of a layer's MACs that its blocks must save, in [0, 1): gathers and joins
             cost time that MACs do not count. A layer that would save nothing stays dense.
         tolerance: allowed max|a-b| / max|b|; at most 1e-9 for a model in float64.
