@@ -32,6 +32,10 @@ SECTIONS = {
         "scope: inner, drop_fraction: 0.5, rewind_epoch: 0, criterion: l1, search_epochs: 2, "
         "search_lr: 1e-3, penalty_step: 1e-4, penalty_interval: 5, penalty_limit: 1.0"
     ),
+    "supernet": (
+        "event_epochs: 2, drop_step: 0.3, drop_fraction: 0.5, rewind_epoch: 0, gamma_l1: 1e-4, "
+        "gamma_threshold: 1e-3, ema_decay: 0.9, norm_batches: 10, retrain_epochs: 2"
+    ),
 }
 
 
@@ -61,15 +65,16 @@ def test_every_method_has_a_section_here_and_in_the_schema() -> None:
 
 @pytest.mark.parametrize("method", SECTIONS)
 def test_a_section_that_says_what_its_method_needs_loads_and_has_no_controls(method: str) -> None:
-    find = recipe_of(method).find
+    builder = ["model.builder=zoo:supernet"] if method == "supernet" else []
+    find = recipe_of(method, *builder).find
     assert (find.method, find.controls, find.control_levels, find.distill) == (method, (), "last", None)
-    assert find.levels == (1 if method in ("early_bird", "rst") else 2)
+    assert find.levels == (1 if method in ("early_bird", "rst", "supernet") else 2)
 
 
 @pytest.mark.parametrize("method", SECTIONS)
 def test_all_that_a_method_lacks_is_told_at_once(method: str) -> None:
     needed = [part.partition(":")[0] for part in SECTIONS[method].split(", ")]
-    if method == "early_bird":
+    if method in ("early_bird", "supernet"):
         needed.remove("drop_fraction")  # a budget may stand in its place
     assert sorted(problems_in(text_of(f"method: {method}"))) == sorted(
         f"find.{name}: is required" for name in needed
@@ -78,7 +83,8 @@ def test_all_that_a_method_lacks_is_told_at_once(method: str) -> None:
 
 def test_a_section_without_a_method_is_told_which_there_are() -> None:
     assert problems_in(text_of(ROUNDS)) == [
-        "find.method: is required: one of imp, refill, refill_plus, regroup, channel_imp, early_bird, rst"
+        "find.method: is required: one of imp, refill, refill_plus, regroup, channel_imp, early_bird, rst, "
+        "supernet"
     ]
 
 
