@@ -21,8 +21,8 @@ README = ROOT / "README.md"
 RECIPES = (
     *("cifar100_resnet18", "cifar100_vgg16", "cifar10_conv6", "cifar10_mobilenet_v1", "cifar10_resnet18"),
     *("cifar10_resnet20", "cifar10_supernet", "cifar10_vgg16", "cifar10_wrn_32_2", "digits_channel_imp"),
-    *("digits_early_bird", "digits_resnet20", "digits_supernet", "fashion_mnist_resnet20", "imagenet_resnet50", "mnist_lenet"),
-    "tiny_imagenet_resnet50",
+    *("digits_early_bird", "digits_resnet20", "digits_supernet", "fashion_mnist_resnet20"),
+    *("imagenet_resnet50", "mnist_lenet", "tiny_imagenet_resnet50"),
 )
 
 FLOORS = (

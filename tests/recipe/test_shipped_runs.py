@@ -33,6 +33,7 @@ QUICK = (
 )
 SLOW = (
     *("cifar10_mobilenet_v1", "cifar10_resnet18", "cifar10_vgg16", "cifar10_wrn_32_2"),
+    *("cifar10_supernet", "digits_supernet"),
     *("cifar100_resnet18", "cifar100_vgg16", "imagenet_resnet50", "tiny_imagenet_resnet50"),
 )
 # channels, height and width of an image as networks take it, by how the recipe's name begins
@@ -127,6 +128,8 @@ def in_a_few_steps(name: str) -> list[str]:
         values |= {"train.schedule": "constant", "train.milestones": "[]", "train.gamma": ""}
     if recipe.find.method == "early_bird":
         values |= {"train.epochs": "3", "find.window": "2", "find.max_distance": "0.99"}
+    elif recipe.find.method == "supernet":
+        values |= {"find.event_epochs": "1", "find.drop_step": "0.3", "find.retrain_epochs": "1"}
     else:
         values["find.levels"] = "1"
     return [f"{key}={value}" for key, value in values.items()]
@@ -162,7 +165,8 @@ def test_a_recipe_is_planned_with_all_its_subjects_and_replicates(name: str, tmp
     exported = {(node.subject, node.replicate) for node in planned if node.stage == "export"}
     assert exported == {(subject, r) for subject in compared for r in range(recipe.replicates)}
     timed = [node for node in planned if node.stage == "measure" and node.replicate is None]
-    assert len(timed) == len(recipe.measure.batches)
+    num_tables = getattr(find, "needs_table", False)
+    assert len(timed) == len(recipe.measure.batches) + num_tables
     assert not any(node.done for node in planned)
 
 
