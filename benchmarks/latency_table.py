@@ -125,7 +125,9 @@ def held_out(given: argparse.Namespace, recipe: Recipe, stored: StoredTable) -> 
                         )
                         for name in (DENSE, *chunk)
                     }
-                    path.write_text(json.dumps(_timed(given, table, runners)), encoding="utf-8")
+                    partial = path.with_suffix(".partial")
+                    partial.write_text(json.dumps(_timed(given, table, runners)), encoding="utf-8")
+                    partial.replace(path)
             timed = json.loads(path.read_text(encoding="utf-8"))
             found += [_held(name, predicted_s, timed[name]) for name in chunk]
     return found
