@@ -56,8 +56,8 @@ def test_all_problems_are_told_at_once() -> None:
         "train.epochs: is required",
         "train.lr: should be a number, got the text '1'",
         "train.epcohs: unknown key (did you mean epochs?)",
-        "find.method: 'refil' is not one of imp, refill, refill_plus, regroup, channel_imp, early_bird, rst "
-        "(did you mean refill?)",
+        "find.method: 'refil' is not one of imp, refill, refill_plus, regroup, channel_imp, early_bird, rst, "
+        "supernet (did you mean refill?)",
     ]
 
 
