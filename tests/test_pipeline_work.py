@@ -264,7 +264,7 @@ def test_workers_of_another_version_end_the_run_instead_of_waiting_for_ever(
     train = stages.STAGES["train"]
     newer = {**stages.STAGES, "train": replace(train, revision=train.revision + 1)}
     monkeypatch.setattr(graph, "STAGES", newer)  # here alone: the workers import their own
-    with pytest.raises(WorkerDiedError, match="the package or the machine has changed since the run began"):
+    with pytest.raises(WorkerDiedError, match="the package has changed since the run began"):
         go(workers=2)
 
 

@@ -90,8 +90,17 @@ def run(
     workers: Annotated[
         int | None,
         typer.Option(
-            help="training processes [default: the cores, at most 4; 1 on a GPU and under torchrun]"
+            help="training processes [default: the cores, at most 4; 1 on a GPU and under torchrun; "
+            "on Ray as many as fit]"
         ),
+    ] = None,
+    on: Annotated[
+        str,
+        typer.Option(metavar="ENGINE", help="here, or ray: the cluster of RAY_ADDRESS, or one started here"),
+    ] = "here",
+    gpus_per_task: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="of a GPU, for each task of Ray [default: 1 with --device cuda]"),
     ] = None,
 ) -> None:
     """Do what a recipe says, skip what is done, report. Under torchrun all processes share each training."""
@@ -109,7 +118,7 @@ def run(
     from ticket_export.store.machine import num_usable_cores
 
     recipe = load_recipe(recipe_path, overrides or ())
-    if workers is None:
+    if workers is None and on == "here":
         workers = min(num_usable_cores(), 4) if device == "cpu" and place.num_processes == 1 else 1
     try:
         console = Console(stderr=True, highlight=False)
@@ -117,7 +126,16 @@ def run(
             Progress(console, num_steps=_num_steps(recipe, until)) as progress,
             redirect_stdout(sys.stderr),  # a foreign builder may print
         ):
-            report = run_recipe(recipe, out, workers=workers, device=device, until=until, emit=progress)
+            report = run_recipe(
+                recipe,
+                out,
+                workers=workers,
+                device=device,
+                until=until,
+                on=on,
+                gpus_per_task=gpus_per_task,
+                emit=progress,
+            )
     except KeyboardInterrupt:
         typer.echo("stopped; nothing is lost: the same command goes on from here", err=True)
         raise typer.Exit(130) from None

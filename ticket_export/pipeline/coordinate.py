@@ -17,6 +17,7 @@ from ticket_export.pipeline.graph import nodes_of
 from ticket_export.pipeline.images import check_images
 from ticket_export.pipeline.nodes import Node, hash_inputs, nodes_until
 from ticket_export.pipeline.origins import ORIGINS_FILE, origins_of_run
+from ticket_export.pipeline.ray_engine import RayTasks, ray_tasks, work_on_ray
 from ticket_export.pipeline.runs import RunFolder, run_folder
 from ticket_export.pipeline.together import Lead, follow, leading
 from ticket_export.pipeline.torchrun import Place, device_at, place_in_torchrun
@@ -124,9 +125,11 @@ def run(
     recipe: Recipe,
     out: str | Path = "out",
     *,
-    workers: int = 1,
+    workers: int | None = None,
     device: str = "cpu",
     until: str | None = None,
+    on: str = "here",
+    gpus_per_task: float | None = None,
     emit: Emit | None = None,
 ) -> Report | None:
     """Make every result the recipe asks for that is not in the store yet, and return the report.
@@ -139,21 +142,25 @@ def run(
         recipe: what to do.
         out: the output folder; results go to `store/`, the report to `runs/<name>/`.
         workers: processes that train, each its own networks; 1 means this process. Each gets an equal share
-            of the cores.
+            of the cores. None means 1, and on Ray as many as fit.
         device: where to train: `cpu`, `cuda`, `cuda:1`, `mps`. Under torchrun `cuda` is each process's own.
         until: the last stage wanted; None means the report.
+        on: `here`, or `ray`: each result is a task of the cluster that RAY_ADDRESS names, or of a Ray started
+            for it. All machines see `out` under one path; what is timed is timed by this process.
+        gpus_per_task: the share of a GPU that a task of Ray takes; None means a whole one where `device` is
+            `cuda`.
         emit: called with each event, a dict with at least `event`, `stage`, `subject`, `replicate`, `key`.
 
     Returns:
         The report, or None where `until` ends before it, and in all processes of torchrun but the first.
 
     Raises:
-        RecipeError: `until` names no stage, a file the recipe needs is missing, or `workers` or `device` do
-            not fit processes that train together.
+        RecipeError: `until` names no stage, a file the recipe needs is missing, or `workers`, `device`, `on`
+            and `gpus_per_task` do not fit each other, or processes that train together.
         DataError: the images are not those of earlier runs of the name.
         RevisionError: another revision of the package made the results that are there.
         MeasureError: it would be timed on more threads than this machine has cores.
-        MissingDependency: a runtime it would be timed in is not installed.
+        MissingDependency: a runtime it would be timed in is not installed, or Ray where it is asked for.
         StoreError: the disk refuses.
         TicketExportError: whatever a stage raises, in any of the processes.
     """
@@ -164,21 +171,28 @@ def run(
     with leading(place) as lead:
         last = _stage_from_text(until)
         _require_workers(workers, place)
-        threads = max(1, num_usable_cores() // max(workers, place.num_here))
-        own_device = device_at(place, device)
-        how = _How(workers=workers, device=own_device, threads=threads, until=last, lead=lead)
+        num_workers = 1 if workers is None else workers
+        how = _How(
+            workers=num_workers,
+            device=device_at(place, device),
+            threads=max(1, num_usable_cores() // max(num_workers, place.num_here)),
+            until=last,
+            lead=lead,
+            ray=ray_tasks(workers, device, gpus_per_task) if _is_on_ray(on, gpus_per_task, place) else None,
+        )
         return _run(recipe, out, how, emit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _How:
-    """How a run is made: by how many workers, or with the other processes of `lead`; how far."""
+    """How a run is made: by how many workers, or with the other processes of `lead`, or on Ray; how far."""
 
     workers: int
     device: str
     threads: int
     until: StageWord
     lead: Lead | None
+    ray: RayTasks | None
 
 
 def _run(recipe: Recipe, out: str | Path, how: _How, emit: Emit | None) -> Report | None:
@@ -204,6 +218,7 @@ def _run(recipe: Recipe, out: str | Path, how: _How, emit: Emit | None) -> Repor
             device=how.device,
             threads=how.threads,
             until=last,
+            machine=machine["fingerprint"],
             inputs=asdict(inputs),
             keys=[node.key for node in nodes],
         )
@@ -220,7 +235,9 @@ def _stage_from_text(until: str | None) -> StageWord:
     raise RecipeError(f"until: {until!r} is not one of {', '.join(get_args(StageWord))}")
 
 
-def _require_workers(workers: int, place: Place) -> None:
+def _require_workers(workers: int | None, place: Place) -> None:
+    if workers is None:
+        return
     if workers < 1:
         raise RecipeError(f"workers is {workers}", hint="use at least 1")
     if workers > 1 and place.num_processes > 1:
@@ -228,6 +245,19 @@ def _require_workers(workers: int, place: Place) -> None:
             f"workers is {workers}, and torchrun started {place.num_processes} processes that train together",
             hint="leave --workers away, or start the run without torchrun",
         )
+
+
+def _is_on_ray(on: str, gpus_per_task: float | None, place: Place) -> bool:
+    if on not in ("here", "ray"):
+        raise RecipeError(f"on: {on!r} is not one of here, ray")
+    if on == "here" and gpus_per_task is not None:
+        raise RecipeError(f"gpus_per_task is {gpus_per_task:g}, and on is here", hint="use --on ray")
+    if on == "ray" and place.num_processes > 1:
+        raise RecipeError(
+            f"on is ray, and torchrun started {place.num_processes} processes that train together",
+            hint="leave --on away, or start the run without torchrun",
+        )
+    return on == "ray"
 
 
 def _make_all(
@@ -248,7 +278,9 @@ def _make_all(
         if beside_others:
             now = replace(settings, wave=wave)
             num_workers = min(how.workers, len(beside_others))
-            if num_workers == 1:
+            if how.ray is not None:
+                work_on_ray(now, beside_others, store, how.ray, emit)
+            elif num_workers == 1:
                 work_as_told(now, emit, how.lead)
             else:
                 work_in_processes(now, num_workers, emit)

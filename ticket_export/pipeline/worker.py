@@ -28,7 +28,6 @@ from ticket_export.pipeline.work import Emit, Event, work
 from ticket_export.recipe.schema import Recipe
 from ticket_export.stages import StageWord
 from ticket_export.store.lock import release_all
-from ticket_export.store.machine import machine_facts
 from ticket_export.store.store import Store
 
 if TYPE_CHECKING:
@@ -52,6 +51,7 @@ class Settings:
         device: where to train.
         threads: of torch.
         until: the last stage wanted.
+        machine: the fingerprint of the parent's, where timings are made.
         inputs: the hashes of the recipe's files, computed once by the parent.
         keys: of every result up to `until`, as the parent sees them.
         wave: what waits for this many timings, one behind another, is made now.
@@ -62,6 +62,7 @@ class Settings:
     device: str
     threads: int
     until: StageWord
+    machine: str
     inputs: dict[str, str | None]
     keys: list[str]
     wave: int = 0
@@ -106,13 +107,13 @@ def nodes_as_told(settings: Settings) -> tuple[Recipe, tuple[Node, ...]]:
         WorkerDiedError: this process names its results otherwise.
     """
     recipe = Recipe.model_validate_json(json.dumps(settings.recipe), strict=True)
-    every = nodes_of(recipe, InputHashes(**settings.inputs), machine_facts()["fingerprint"])
+    every = nodes_of(recipe, InputHashes(**settings.inputs), settings.machine)
     nodes = nodes_until(every, settings.until)
     if [node.key for node in nodes] != settings.keys:  # else each waits for the other for ever
         raise WorkerDiedError(
             "a worker process names its results otherwise than the process that started it: "
-            "the package or the machine has changed since the run began",
-            hint="run the same command again; what was done is kept",
+            "the package has changed since the run began, or is another on that machine",
+            hint="run the same command again, with one version on all machines; what was done is kept",
         )
     return recipe, nodes
 

@@ -50,7 +50,7 @@ class Progress:
             case "damaged" if key not in self._damaged:  # every process that looks sees it
                 self._damaged.add(key)
                 self._say(f"damaged, made again: {event['reason']}")
-            case "start":
+            case "start" if key not in self._task_by_key:  # a killed task starts again
                 self._task_by_key[key] = self._bars.add_task(name, total=None, note="")
             case "progress" if "epoch" in event:
                 note = f"{event['eta_s']:.0f} s left"
