@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ticket_export.data.augment import Augment
 from ticket_export.data.sources import Images
+from ticket_export.train.average import Average
 from ticket_export.train.distill import Distill
 from ticket_export.train.loop import train
 from ticket_export.train.penalty import GrowingL2
@@ -59,6 +60,7 @@ def trained_weights(**options: Any) -> dict[str, Tensor]:
     weights = result.weights
     weights["losses"] = torch.tensor([record["train_loss"] for record in result.history])
     weights["validations"] = torch.tensor([record["val_loss"] for record in result.validations])
+    weights |= {f"average.{name}": value for name, value in (result.average or {}).items()}
     assert result.best_weights is not None
     return weights | {f"best.{name}": value for name, value in result.best_weights.items()}
 
@@ -71,6 +73,7 @@ def with_additions() -> dict[str, Tensor]:
         teacher=Distill(teacher=network(1), weight=0.5, temperature=2.0),
         penalties=[GrowingL2(keep=keep, delta=0.2, interval=1, limit=1.0)],
         observer=LastEnds(),
+        average=Average(decay=0.5),
     )
 
 
