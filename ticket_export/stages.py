@@ -60,7 +60,7 @@ STAGES: Final[Mapping[StageWord, Stage]] = {
     "shrink": Stage(word="shrink", revision=2, parents=("train", "find")),
     "export": Stage(word="export", revision=1, parents=("train", "shrink")),
     "measure": Stage(word="measure", revision=2, parents=("export",), on_machine=True),
-    "report": Stage(word="report", revision=6, parents=("train", "find", "shrink", "export", "measure")),
+    "report": Stage(word="report", revision=7, parents=("train", "find", "shrink", "export", "measure")),
 }
 
 # What a result depends on beside its parents: whole sections, or single fields where the rest of a section
@@ -80,7 +80,7 @@ _SEARCHED: Final = (
     *("find.search_epochs", "find.search_lr"),
     *("find.penalty_step", "find.penalty_interval", "find.penalty_limit"),
     *("find.event_epochs", "find.drop_step", "find.ramp_epochs", "find.price", "find.gamma_threshold"),
-    *("find.reactivation", "find.ema_decay", "find.norm_batches"),
+    *("find.reactivation", "find.zeroes", "find.ema_decay", "find.norm_batches"),
 )
 _FOUND: Final = (
     *("find.method", "find.scope", "find.round_to", "find.score", "find.extra_fraction", "find.criterion"),

@@ -102,6 +102,7 @@ def _rules(find: SupernetSection, node: Node) -> SearchRules:
         ramp_epochs=find.ramp_epochs,
         gamma_threshold=find.gamma_threshold,
         reactivation=node.item.get("reactivation", find.reactivation),
+        zeroes=find.zeroes,
         ema_decay=find.ema_decay,
         norm_batches=find.norm_batches,
     )

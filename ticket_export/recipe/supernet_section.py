@@ -31,6 +31,8 @@ class SupernetSection(FoundSection):
             `latency`, or `none` for all alike.
         gamma_threshold: a scale up to this is dead (the paper: 1e-3).
         reactivation: channels that an event set to zero train on and compete again at the next.
+        zeroes: whether a channel that an event leaves out is set to zero; else it keeps its scale, and its
+            share of the network's output, until the last event (released code, `reset_mask`).
         ema_decay: per step, of the averaged weights that are scored and kept (the paper: 0.9999).
         norm_batches: training batches from which the norms' statistics are taken anew (the paper: 10).
         retrain_epochs: epochs that the network found trains on, with a schedule of its own.
@@ -50,6 +52,7 @@ class SupernetSection(FoundSection):
     price: Price = "none"
     gamma_threshold: Annotated[float, Field(gt=0.0)]
     reactivation: bool = True
+    zeroes: bool = True
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)]
     norm_batches: Count
     retrain_epochs: Count

@@ -11,6 +11,7 @@ from ticket_export.report import (
     budget_tables,
     causes,
     front,
+    search_tables,
     sections,
     sentences,
     table,
@@ -74,6 +75,7 @@ def markdown(report: Report) -> str:
         parts += ["\n".join(f"- {sentences.worth_sentence(worth)}" for worth in found)]
         parts += ["## Verdicts", table.verdict_table(verdicts(report))]
     parts += budget_tables.markdown(report.budgets)
+    parts += search_tables.markdown(report.searches)
     parts += [*ticket_tables.early_markdown(report), *ticket_tables.cost_markdown(report)]
     if report.choices:
         parts += ["## Widths by measurement", widths.summary_table(report.choices)]
@@ -99,6 +101,7 @@ def page(report: Report) -> str:
             ticket_sections.blocks(report),
             ticket_sections.worth(report),
             budget_tables.section(report.budgets),
+            search_tables.section(report.searches),
             ticket_sections.early_stop(report),
             ticket_sections.search_cost(report),
             sections.figures(report),

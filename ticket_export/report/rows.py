@@ -24,6 +24,7 @@ from ticket_export.report.budgets import Budgets, budgets_of
 from ticket_export.report.lineage import lineage_from_manifests, method_of
 from ticket_export.report.order import precision_order, subject_order
 from ticket_export.report.search_cost import SearchCost, search_costs
+from ticket_export.report.searches import Search, searches_of
 from ticket_export.report.trainings import Training, trainings_of
 from ticket_export.runtime.registry import MODULE_RUNTIMES
 
@@ -84,6 +85,7 @@ class Report:
         search_costs: what finding and training each measured network took.
         blocks: of the networks that are executed in blocks.
         budgets: what finders were asked for and reached.
+        searches: what searches of supernets did at each event.
         causes: why a subject is as fast as it is: `measure.cause.Cause` as JSON beside its subject,
             replicate, runtime, precision and batch; in the order of the rows.
     """
@@ -100,6 +102,7 @@ class Report:
     search_costs: tuple[SearchCost, ...] = ()
     blocks: tuple[Blocks, ...] = ()
     budgets: Budgets = field(default_factory=Budgets)
+    searches: tuple[Search, ...] = ()
     causes: tuple[Mapping[str, Any], ...] = ()  # Any: JSON
 
     def to_json(self) -> dict[str, Any]:
@@ -120,6 +123,7 @@ class Report:
             "early_stop": early_stop_json(self),
             "fronts": fronts_json(self),
             **self.budgets.to_json(),
+            "searches": [search.to_json() for search in self.searches],
         }
 
     @property
@@ -189,6 +193,7 @@ def report_from_manifests(
         search_costs=search_costs(lineage, subjects),
         blocks=blocks_of(lineage, subjects),
         budgets=budgets_of(lineage, subjects),
+        searches=searches_of(lineage, subjects),
         causes=_causes(measured),
     )
 
