@@ -23,7 +23,7 @@ def test_report_json_has_one_row_per_subject_replicate_and_batch_with_the_contra
     document = report_from_manifests("digits", machine, manifests).to_json()
     assert list(document)[:5] == ["schema", "name", "machine", "rows", "files"]
     assert list(document)[5:9] == ["tickets", "search_cost", "early_stop", "fronts"]
-    assert list(document)[9:] == ["budgets", "free_channels"]
+    assert list(document)[9:] == ["budgets", "free_channels", "searches"]
     assert (document["schema"], document["name"], document["machine"]) == (1, "digits", machine)
     assert len(document["rows"]) == 7 * 3 * 3
     assert all(tuple(row) == ROW_FIELDS for row in document["rows"])
