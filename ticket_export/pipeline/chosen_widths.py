@@ -12,29 +12,18 @@ from torch import Tensor, nn
 from ticket_export.channels.costs import count_costs
 from ticket_export.channels.mask import Mask
 from ticket_export.errors import ShrinkError
-from ticket_export.export.onnx import onnx_from_module
 from ticket_export.find.knapsack import Choice
 from ticket_export.find.refill import mask_from_shares
-from ticket_export.measure.compare import compare
 from ticket_export.pipeline.budgets import LATENCY, Pricing, mask_from_widths, pricing_of
 from ticket_export.pipeline.context import Context
 from ticket_export.pipeline.networks import dense_network
 from ticket_export.pipeline.nodes import Node
+from ticket_export.pipeline.share_timer import Share, ShareTimer, timer_of
 from ticket_export.recipe.find_sections import WidthsSection
 from ticket_export.shrink.surgery import small_from_mask
 
 MAX_TRIES = 3  # of a latency budget: a table that misses twice by more than the tolerance misses for a reason
 TOLERANCE = 0.02  # of dense: how far the measured share may lie from the asked one
-_ROUNDS = 5  # the fewest that give an interval: a search times several networks
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """A measured latency as a share of another network's, with its 95 % interval over the rounds."""
-
-    share: float
-    low: float
-    high: float
 
 
 def widths_of_shares(
@@ -100,8 +89,9 @@ def mask_within_budget(
     """
     ((kind, asked),) = node.item["target"].items()
     prices, round_to = pricing_of(context, node, kind), context.recipe.find.round_to
+    dense = dense_network(context, node.replicate or 0)
     if kind == LATENCY:
-        timer = Timer(context, node, scratch)
+        timer = timer_of(context, node, dense, scratch)
         tries = _tries(context, prices, timer, score_by_group, asked, within=within)
         one = min(tries, key=lambda one: abs(one.measured.share - asked))
         mask, choice, reached = one.mask, one.choice, one.measured.share
@@ -109,7 +99,7 @@ def mask_within_budget(
     else:
         choice = prices.choose(score_by_group, share=asked, round_to=round_to, within=within)
         mask = mask_from_widths(choice.widths, score_by_group, context.groups, within=within)
-        reached = _counted_share(context, dense_network(context, node.replicate or 0), mask, kind)
+        reached = _counted_share(context, dense, mask, kind)
         timed = {}
     return mask, {
         "target": {kind: asked},
@@ -138,7 +128,7 @@ class _Try:
 def _tries(
     context: Context,
     prices: Pricing,
-    timer: Timer,
+    timer: ShareTimer,
     score_by_group: Mapping[str, Tensor],
     asked: float,
     *,
@@ -191,56 +181,14 @@ def filled_mask(
     chosen = {name: width for name, width in choice.widths.items() if name in score_by_group}
     filled = mask_from_widths(chosen, score_by_group, context.groups, within=within)
     before, after = mask.kept_widths(), filled.kept_widths()
+    timer = timer_of(context, node, dense_network(context, node.replicate or 0), scratch)
     facts: dict[str, Any] = {  # Any: JSON values
         "channels_before": sum(before.values()),
         "channels_after": sum(after.values()),
         "predicted": prices.share(chosen) / prices.share({n: w for n, w in before.items() if n in chosen}),
-        "measured": None if before == after else asdict(Timer(context, node, scratch).share(filled, mask)),
+        "measured": None if before == after else asdict(timer.share(filled, mask)),
     }
     return filled, {"free_channels": facts}
-
-
-class Timer:
-    """Times the networks that masks leave, in the runtime, precision and batch of a finder."""
-
-    def __init__(self, context: Context, node: Node, scratch: Path) -> None:
-        self._context, self._node, self._scratch = context, node, scratch
-        self._dense = dense_network(context, node.replicate or 0).eval()
-        self._dense_file: Path | None = None
-
-    def share_of_dense(self, mask: Mask) -> Share:
-        """Return the latency of what a mask leaves as a share of that of dense, both timed together."""
-        if self._dense_file is None:
-            self._dense_file = self._exported(self._dense, "dense.onnx")
-        return self._timed(self._cut(mask), self._dense_file)
-
-    def share(self, mask: Mask, other: Mask) -> Share:
-        """Return the latency of what a mask leaves as a share of what another one leaves."""
-        return self._timed(self._cut(mask), self._exported(self._cut(other), "other.onnx"))
-
-    def _cut(self, mask: Mask) -> nn.Module:
-        return small_from_mask(self._dense, self._context.groups, mask).eval()
-
-    def _timed(self, network: nn.Module, baseline: Path) -> Share:
-        measure = self._context.recipe.measure
-        comparison = compare(
-            {"baseline": baseline, "candidate": self._exported(network, "candidate.onnx")},
-            runtime=self._node.item["runtime"],
-            batch=self._node.item["batch"],
-            threads=measure.threads,
-            scope=measure.scope,
-            rounds=_ROUNDS,
-            samples=measure.samples,
-        )
-        found = comparison.speedup("candidate")
-        return Share(share=1 / found.ratio, low=1 / found.high, high=1 / found.low)
-
-    def _exported(self, network: nn.Module, name: str) -> Path:
-        path = self._scratch / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        inputs, precision = self._context.example_inputs, self._node.item["precision"]
-        return onnx_from_module(network, path, inputs, precision=precision)
 
 
 def _counted_share(context: Context, dense: nn.Module, mask: Mask, kind: str) -> float:
