@@ -94,7 +94,7 @@ class SiteCosts:
             groups = ", ".join(group for group, _ in (*columns, *rows))
             raise ShrinkError(
                 f"{site.name} joins the groups {groups} side by side: its latency is no sum over them",
-                hint="use a budget of mac_fraction or param_fraction",
+                hint="use scope inner, or a budget of mac_fraction or param_fraction",
             )
         self._add_bilinear(site, fixed_in, columns, fixed_out, rows)
 
@@ -116,7 +116,7 @@ class SiteCosts:
             groups = ", ".join(group for group, _ in rows)
             raise ShrinkError(
                 f"{site.name} convolves the channels of {groups} together: its latency is no sum over them",
-                hint="use a budget of mac_fraction or param_fraction",
+                hint="use scope inner, or a budget of mac_fraction or param_fraction",
             )
         if len(rows) == 1:
             [(group, widths)] = rows
