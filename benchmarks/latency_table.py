@@ -199,7 +199,7 @@ def _draw_predictions(axes: Axes, found: Sequence[Held]) -> None:
     axes.plot(ends, ends, color="#5b6470", linewidth=0.9, label="equal")
     axes.plot(measured_ms, [1e3 * one.predicted_s for one in found], "o", color="#b35c00", markersize=4)
     axes.set(xlabel="measured, ms", ylabel="predicted, ms", title="networks the table has not seen")
-    axes.legend(loc="upper left", fontsize=8)
+    axes.legend(loc="lower right", fontsize=8)
 
 
 def _draw_stairs(axes: Axes, table: LatencyTable) -> None:
@@ -212,7 +212,7 @@ def _draw_stairs(axes: Axes, table: LatencyTable) -> None:
         axes.step(one.widths, heights, where="pre", color=color, linewidth=0.9)
         axes.plot(one.widths, heights, marker, color=color, markersize=4, label=label)
     axes.set(xlabel="channels out", ylabel="ms", ylim=(0, None), title="layers by themselves")
-    axes.legend(loc="upper left", fontsize=8)
+    axes.legend(loc="lower right", fontsize=8)
 
 
 def page(given: argparse.Namespace, recipe: Recipe, table: LatencyTable, found: Sequence[Held]) -> str:
