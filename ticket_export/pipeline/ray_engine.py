@@ -184,10 +184,11 @@ def _connected(tasks: RayTasks) -> Iterator[Any]:  # Any: the module ray; mypy m
         return
     try:
         ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise WorkerDiedError(
-            f"no Ray at {address}: {error}", hint="unset RAY_ADDRESS, or let it name a cluster that runs"
-        ) from error
+    except Exception as error:  # plain ones too
+        hint = "unset RAY_ADDRESS, or let it name a cluster that runs"
+        if address == "local":
+            hint = "on a busy machine it gives up: run the same command again; its logs are in /tmp/ray"
+        raise WorkerDiedError(f"Ray does not start (address {address}): {error}", hint=hint) from error
     try:
         yield ray
     finally:
