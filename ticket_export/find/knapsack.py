@@ -35,8 +35,8 @@ class Choice:
         kept_importance: of `product` the geometric mean over groups of the kept share of their importance, of
             `sum` the kept share of all importance; in (0, 1].
         cost: of the network, by the cost model.
-        gap: by how much another choice among the widths tried could still beat this one, as a share of the
-            objective; proven by the solver, and 1e-5 at most where the time was enough.
+        gap: how much less another choice among the widths tried could lose, as a share of what this one loses
+            of the objective; proven by the solver, and 1e-5 at most where the time was enough.
     """
 
     widths: Mapping[str, int]

@@ -15,7 +15,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from ticket_export.errors import ShrinkError
 from ticket_export.find.site_costs import SiteCosts
 
-REL_GAP = 1e-5  # of the objective; the solver stops where no better choice can gain more
+REL_GAP = 1e-5  # of what is lost; the solver stops where no better choice can lose less by more than that
 
 
 class WidthProgram:
@@ -32,12 +32,14 @@ class WidthProgram:
         site_costs: SiteCosts,
     ) -> None:
         self._candidates, self._site_costs = candidates, site_costs
+        # What is lost, in numbers around 1: the solver's tolerances are absolute
+        scale = max((float(np.ptp(worth)) for worth in worths.values()), default=0.0) or 1.0
         self._first: dict[str, int] = {}
         objective: list[npt.NDArray[np.float64]] = []
         costs: list[npt.NDArray[np.float64]] = []
         for group in candidates:
             self._first[group] = sum(map(len, objective))
-            objective.append(-worths[group])
+            objective.append((worths[group].max() - worths[group]) / scale)
             costs.append(site_costs.by_group[group])
         self._num_binaries = sum(map(len, objective))
         for matrix in site_costs.by_pair.values():
