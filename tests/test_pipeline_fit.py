@@ -81,7 +81,7 @@ REGROUP = ("find.method=regroup", "find.num_groups=2", "find.min_rows=2")
             "grouped",
             MAC_BUDGET,
             (),
-            "the convolution '2' has 2 groups of 4 channels: its widths have no price",
+            r"all are pinned \(grouped convolution 2\.weight",
         ),
         ("side_by_side", LATENCY_BUDGET, (), "join joins the groups left, right side by side"),
         ("side_by_side", FREE_CHANNELS, (), "join joins the groups left, right side by side"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ticket_export.pipeline.nodes import Node
     from ticket_export.pipeline.torchrun import Place
     from ticket_export.recipe.schema import Recipe
+    from ticket_export.report.progress import Progress
     from ticket_export.report.rows import Report
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="such as recipes/digits_resnet20.yaml")]
@@ -108,8 +109,7 @@ def run(
 
     from ticket_export.pipeline.torchrun import place_in_torchrun
 
-    place = place_in_torchrun()
-    if place.rank > 0:
+    if (place := place_in_torchrun()).rank > 0:
         _follow(place)
         return
     from ticket_export.pipeline import run as run_recipe
@@ -121,9 +121,8 @@ def run(
     if workers is None and on == "here":
         workers = min(num_usable_cores(), 4) if device == "cpu" and place.num_processes == 1 else 1
     try:
-        console = Console(stderr=True, highlight=False)
         with (
-            Progress(console, num_steps=_num_steps(recipe, until)) as progress,
+            Progress(Console(stderr=True, highlight=False), num_steps=_num_steps(recipe, until)) as progress,
             redirect_stdout(sys.stderr),  # a foreign builder may print
         ):
             report = run_recipe(
@@ -139,12 +138,16 @@ def run(
     except KeyboardInterrupt:
         typer.echo("stopped; nothing is lost: the same command goes on from here", err=True)
         raise typer.Exit(130) from None
+    _say_done(progress, report, out, recipe.name)
+
+
+def _say_done(progress: Progress, report: Report | None, out: Path, name: str) -> None:
     num_others = progress.num_steps - progress.num_made - progress.num_skipped
     others = f", {num_others} made by another run" if report is not None and num_others else ""
     typer.echo(f"{progress.num_made} steps made, {progress.num_skipped} skipped{others}", err=True)
     if report is not None:
         typer.echo(report.summary)
-        typer.echo(f"report: {out / 'runs' / recipe.name / 'report.html'}")
+        typer.echo(f"report: {out / 'runs' / name / 'report.html'}")
         _say_files(report, out / "store")
 
 

@@ -91,7 +91,8 @@ class SiteCosts:
             self._add_joining(site, fixed_in, columns, fixed_out, rows)
             return
         if not self._is_bilinear:
-            groups = ", ".join(group for group, _ in (*columns, *rows))
+            several = columns if len(columns) > 1 else rows
+            groups = ", ".join(group for group, _ in several)
             raise ShrinkError(
                 f"{site.name} joins the groups {groups} side by side: its latency is no sum over them",
                 hint="use scope inner, or a budget of mac_fraction or param_fraction",
