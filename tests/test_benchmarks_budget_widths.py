@@ -79,28 +79,34 @@ def test_the_page_holds_every_choice_and_the_figure_lies_beside_it(
     assert told == page(document).replace("FIGURE", f"{results.stem}.svg")
 
 
-def one(by: str, importance: float, measured: float) -> dict[str, Any]:
-    return {"by": by, "asked": 0.5, "kept_importance": importance, "measured": {"share": measured}}
+def one(by: str, importance: float, measured: float, stable: bool = True) -> dict[str, Any]:
+    timed = {"share": measured, "low": measured - 0.01, "high": measured + 0.01, "stable": stable}
+    return {"by": by, "asked": 0.5, "kept_importance": importance, "measured": timed}
 
 
-def test_gains_and_misses_are_told_in_points() -> None:
-    told = choice_sentence([one("latency", 0.92, 0.52), one("MACs", 0.9, 0.5), one("uniform", 0.93, 0.5)])
-    assert (
-        "2.00 to 2.00 points of kept importance more than widths by MACs, no slower (1 of 1 budgets" in told
+def test_a_gain_of_a_slower_network_is_told_apart() -> None:
+    told = choice_sentence(
+        [one("latency", 0.92, 0.53), one("MACs", 0.9, 0.5, stable=False), one("uniform", 0.91, 0.52)]
     )
-    assert "-1.00 to -1.00 points of kept importance more than widths uniform, no slower (0 of 1" in told
-    assert "+2.0 to +2.0 points from the asked share of dense, 1 of 1 within 5 points" in told
+    assert (
+        "2.00 to 2.00 points of kept importance more than widths by MACs, no slower: more in 1 of 1" in told
+    )
+    assert "in 0 of them without being measured slower; and 1.00 to 1.00" in told
+    assert "uniform, no slower: more in 1 of 1 budgets, in 1 of them without being measured slower" in told
+    assert "+3.0 to +3.0 points from the asked share of dense, 1 of 1 within 5 points" in told
+    assert "1 of 3 timings are unstable." in told
 
 
-def test_an_interval_that_excludes_one_is_counted() -> None:
+def test_free_channels_that_cost_time_are_counted() -> None:
     filled = [
         {
             "channels_before": 100,
             "channels_after": 120,
-            "measured": {"share": s, "low": s - 0.01, "high": s + 0.01},
+            "measured": {"share": share, "low": share - 0.01, "high": share + 0.01, "stable": True},
         }
-        for s in (1.0, 1.05)
+        for share in (0.9, 1.0, 1.05)
     ]
     told = filled_sentence(filled)
     assert "grow by 20 to 20 % of its channels" in told
-    assert "1.000 to 1.050 times as long, and 1 of 2 intervals exclude 1" in told
+    assert "0.900 to 1.050 times as long: shown to be slower in 1 and faster in 1 of 3." in told
+    assert told.endswith("0 of 3 timings are unstable.")

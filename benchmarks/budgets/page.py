@@ -48,35 +48,48 @@ def choice_sentence(choices: Sequence[Document]) -> str:
     by_share = _by_share(choices)
     told = []
     for other in ("MACs", "uniform"):
-        gains = [
-            100 * (own["latency"]["kept_importance"] - own[other]["kept_importance"])
-            for own in by_share.values()
-            if other in own
-        ]
-        if gains:
+        pairs = [(own["latency"], own[other]) for own in by_share.values() if other in own]
+        if pairs:
+            gains = [100 * (one["kept_importance"] - two["kept_importance"]) for one, two in pairs]
+            as_fast = [_is_not_slower(one, two) for one, two in pairs]
+            fair = sum(gain > 0 and fast for gain, fast in zip(gains, as_fast, strict=True))
             told.append(
                 f"{min(gains):.2f} to {max(gains):.2f} points of kept importance more than widths "
-                f"{WORDS[other]} ({sum(gain > 0 for gain in gains)} of {len(gains)} budgets are better)"
+                f"{WORDS[other]}: more in {sum(gain > 0 for gain in gains)} of {len(gains)} budgets, in "
+                f"{fair} of them without being measured slower"
             )
     missed = [100 * (own["latency"]["measured"]["share"] - asked) for asked, own in by_share.items()]
     within = sum(abs(points) <= 100 * MISS for points in missed)
     return (
-        f"Widths chosen by latency keep {' and '.join(told)}. Their measured latency lies "
-        f"{min(missed):+.1f} to {max(missed):+.1f} points from the asked share of dense, "
-        f"{within} of {len(missed)} within {100 * MISS:.0f} points. Kept importance is the geometric mean "
-        "over channel groups of the kept share of their scores; no slower is by the table."
+        f"Widths chosen by latency keep {'; and '.join(told)}. Latencies are equal by the table, not by the "
+        "clock: slower is an interval that lies above the other's. Their measured latency lies "
+        f"{min(missed):+.1f} to {max(missed):+.1f} points from the asked share of dense, {within} of "
+        f"{len(missed)} within {100 * MISS:.0f} points, as the table has it, without the corrections that a "
+        f"finder makes. {_unstable([one['measured'] for one in choices])} Kept importance is the geometric "
+        "mean over channel groups of the kept share of their scores."
     )
+
+
+def _is_not_slower(one: Document, two: Document) -> bool:
+    return bool(one["measured"]["low"] <= two["measured"]["high"])
+
+
+def _unstable(measured: Sequence[Document]) -> str:
+    num_unstable = sum(not found["stable"] for found in measured)
+    return f"{num_unstable} of {len(measured)} timings are unstable."
 
 
 def filled_sentence(filled: Sequence[Document]) -> str:
     """Return what was free, and what it cost when it was timed."""
     gained = [100 * (one["channels_after"] / one["channels_before"] - 1) for one in filled]
     shares = [one["measured"]["share"] for one in filled]
-    shown = [one for one in filled if one["measured"]["low"] > 1 or one["measured"]["high"] < 1]
+    slower = sum(one["measured"]["low"] > 1 for one in filled)
+    faster = sum(one["measured"]["high"] < 1 for one in filled)
     return (
         f"Groups of a ticket without a width grid grow by {min(gained):.0f} to {max(gained):.0f} % of its "
         f"channels at the same predicted latency; measured, the wider network takes {min(shares):.3f} to "
-        f"{max(shares):.3f} times as long, and {len(shown)} of {len(filled)} intervals exclude 1."
+        f"{max(shares):.3f} times as long: shown to be slower in {slower} and faster in {faster} of "
+        f"{len(filled)}. {_unstable([one['measured'] for one in filled])}"
     )
 
 
