@@ -9,6 +9,9 @@ weights) by the table; then those that keep the most at the largest number of MA
 be no slower, and the widest uniform ones that are no slower. All are timed beside dense in interleaved
 rounds.
 
+Uniform networks are few on a width grid, so their own latencies are budgets too: compared is what is equally
+fast by the table.
+
 Second part, free channels: tickets of magnitude pruning at several densities, refilled without a width grid,
 before and after every group grew to the widest width of the same predicted latency, timed beside each other.
 The folder receives `budget_widths_<network>_<runtime>_<precision>_b<batch>_<machine>_<yyyy-mm>.md`, `.json`
@@ -56,7 +59,7 @@ from ticket_export.store.store import Store
 
 LATENCY, MACS, UNIFORM = "latency", "MACs", "uniform"
 BISECTIONS = 12  # of the MAC budget: to 1/4096 of dense
-SAME = 1 + 1e-9  # sums of the same prices in another order
+SAME = 1 + 1e-5  # the solver's tolerance, and shares rounded to six digits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +173,15 @@ class Network:
             }
             return dict(measure_interleaved(runners, batch=table.batch, protocol=protocol))
 
+    def uniform(self) -> list[dict[str, int]]:
+        """Return the widths of every multiplier, the narrowest first."""
+        find = self.context.recipe.find
+        masks = uniform_masks(self.context.groups, round_to=find.round_to, scope=self.scope)
+        return [
+            {name: width for name, width in mask.kept_widths().items() if name in self.by_group}
+            for mask in masks
+        ]
+
     def cut(self, widths: Mapping[str, int]) -> nn.Module:
         """Return the network of these widths; which channels stay takes no part in its latency."""
         return network_of_widths(self.dense, self.context.groups, {**self.whole, **widths})
@@ -199,20 +211,26 @@ def choices(network: Network, asked: float) -> list[Chosen]:
             high = share
     if by_macs is not None:
         found.append(network.chosen(MACS, asked, by_macs))
-    uniform = [
-        {name: width for name, width in mask.kept_widths().items() if name in network.by_group}
-        for mask in uniform_masks(network.context.groups, round_to=round_to, scope=network.scope)
-    ]
-    fitting = [widths for widths in uniform if network.by_latency.share(widths) <= limit]
+    fitting = [widths for widths in network.uniform() if network.by_latency.share(widths) <= limit]
     if fitting:
         found.append(network.chosen(UNIFORM, asked, fitting[-1]))
     return found
 
 
+def with_uniform_shares(network: Network, shares: Sequence[float]) -> list[float]:
+    """Return the shares, and between them those of uniform networks: on a width grid there are few.
+
+    A budget that no uniform network comes near to would set it against networks that take longer.
+    """
+    uniform = [round(network.by_latency.share(widths), 6) for widths in network.uniform()]
+    low, high = min(shares, default=1.0), max(shares, default=0.0)
+    return sorted({*shares, *(share for share in uniform if low <= share <= high)})
+
+
 def measured_choices(network: Network, shares: Sequence[float], folder: Path) -> list[Chosen]:
     """Return the choices at every share of dense latency, those of one share timed beside dense together."""
     found = []
-    for asked in shares:
+    for asked in with_uniform_shares(network, shares):
         own = choices(network, asked)
         print(f"timing {len(own)} choices at {asked:g} of dense latency", flush=True)
         runs = network.timed({"dense": {}} | {one.by: one.widths for one in own}, folder)

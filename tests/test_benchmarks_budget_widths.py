@@ -55,6 +55,13 @@ def test_widths_by_latency_keep_the_most_of_all_that_are_no_slower(document: dic
         assert len(set(own["uniform"]["widths"].values())) == 1
 
 
+def test_uniform_networks_are_met_at_their_own_latency(document: dict[str, Any]) -> None:
+    own = {one["asked"]: one for one in document["choices"] if one["by"] == "uniform"}
+    met = [asked for asked, one in own.items() if one["predicted"] == pytest.approx(asked, abs=1e-5)]
+    assert len(met) == len(own) - len([share for share in SHARES if share not in met])
+    assert met
+
+
 def test_free_channels_cost_nothing_on_the_machine_of_the_table(document: dict[str, Any]) -> None:
     [one] = document["filled"]
     assert one["density"] == 0.4
@@ -73,7 +80,8 @@ def test_the_page_holds_every_choice_and_the_figure_lies_beside_it(
     told = results.with_suffix(".md").read_text(encoding="utf-8")
     assert results.name.startswith("budget_widths_make_torch_fp32_b1_local_")
     assert "UNTRAINED weights" in told
-    assert told.count("| by latency ") == len(SHARES)
+    budgets = {one["asked"] for one in document["choices"]}
+    assert told.count("| by latency ") == len(budgets) > len(SHARES)
     assert f"]({results.stem}.svg)" in told
     assert results.with_suffix(".svg").read_text(encoding="utf-8").count("<svg") == 1
     assert told == page(document).replace("FIGURE", f"{results.stem}.svg")
@@ -81,7 +89,8 @@ def test_the_page_holds_every_choice_and_the_figure_lies_beside_it(
 
 def one(by: str, importance: float, measured: float, stable: bool = True) -> dict[str, Any]:
     timed = {"share": measured, "low": measured - 0.01, "high": measured + 0.01, "stable": stable}
-    return {"by": by, "asked": 0.5, "kept_importance": importance, "measured": timed}
+    told = {"by": by, "asked": 0.5, "kept_importance": importance, "predicted": 0.5, "measured": timed}
+    return told
 
 
 def test_a_gain_of_a_slower_network_is_told_apart() -> None:
@@ -95,6 +104,11 @@ def test_a_gain_of_a_slower_network_is_told_apart() -> None:
     assert "uniform, no slower: more in 1 of 1 budgets, in 1 of them without being measured slower" in told
     assert "+3.0 to +3.0 points from the asked share of dense, 1 of 1 within 5 points" in told
     assert "1 of 3 timings are unstable." in told
+
+
+def test_networks_that_are_not_as_fast_by_the_table_are_not_compared() -> None:
+    told = choice_sentence([one("latency", 0.92, 0.5), one("uniform", 0.5, 0.3) | {"predicted": 0.3}])
+    assert "keep nothing that can be set against widths uniform, no slower: none comes near" in told
 
 
 def test_free_channels_that_cost_time_are_counted() -> None:

@@ -14,6 +14,7 @@ from tabulate import tabulate
 Document = Mapping[str, Any]  # Any: JSON
 LOOKS = {"latency": ("#0b5cad", "o"), "MACs": ("#b35c00", "s"), "uniform": ("#5b6470", "^")}
 WORDS = {"latency": "by latency", "MACs": "by MACs, no slower", "uniform": "uniform, no slower"}
+EQUAL = 0.02  # of dense: how far predicted latencies may differ that are called equal
 MISS = 0.05  # of dense: how far a measured latency may lie from the asked one
 
 
@@ -48,7 +49,10 @@ def choice_sentence(choices: Sequence[Document]) -> str:
     by_share = _by_share(choices)
     told = []
     for other in ("MACs", "uniform"):
-        pairs = [(own["latency"], own[other]) for own in by_share.values() if other in own]
+        every = [(own["latency"], own[other]) for own in by_share.values() if other in own]
+        pairs = [(one, two) for one, two in every if one["predicted"] - two["predicted"] <= EQUAL]
+        if not pairs and every:
+            told.append(f"nothing that can be set against widths {WORDS[other]}: none comes near in latency")
         if pairs:
             gains = [100 * (one["kept_importance"] - two["kept_importance"]) for one, two in pairs]
             as_fast = [_is_not_slower(one, two) for one, two in pairs]
@@ -66,7 +70,8 @@ def choice_sentence(choices: Sequence[Document]) -> str:
         f"{min(missed):+.1f} to {max(missed):+.1f} points from the asked share of dense, {within} of "
         f"{len(missed)} within {100 * MISS:.0f} points, as the table has it, without the corrections that a "
         f"finder makes. {_unstable([one['measured'] for one in choices])} Kept importance is the geometric "
-        "mean over channel groups of the kept share of their scores."
+        "mean over channel groups of the kept share of their scores; compared are networks whose predicted "
+        f"latencies differ by {100 * EQUAL:.0f} points at most."
     )
 
 
@@ -102,7 +107,7 @@ def _by_share(choices: Sequence[Document]) -> dict[float, dict[str, Document]]:
 
 def _choice_row(one: Document) -> dict[str, str]:
     return {
-        "asked": f"{100 * one['asked']:.0f} %",
+        "asked": f"{100 * one['asked']:.1f} %",
         "widths": WORDS[one["by"]],
         "kept importance": f"{100 * one['kept_importance']:.2f} %",
         "predicted": f"{100 * one['predicted']:.1f} %",
