@@ -20,15 +20,15 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import onnx
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from onnx import TensorProto, helper, numpy_helper
 from result_files import write_results
 from tabulate import tabulate
 
 from ticket_export.measure.latency import measure_interleaved
+from ticket_export.measure.layer_kind import LayerKind
 from ticket_export.measure.measurement import Measurement
+from ticket_export.measure.probe import ENDS, Probe, ProbeLayer, write_probe
 from ticket_export.measure.protocol import Protocol
 from ticket_export.measure.speedup import mean_interval, speedup
 from ticket_export.runtime.offers import PRECISIONS
@@ -38,77 +38,24 @@ from ticket_export.store.machine import machine_facts
 # N images, C channels, H W pixels
 
 GRIDS = (4, 8, 16, 32)
-ENDS = 16  # channels that go in and out of every network
 
 
-def write_chain(path: Path, *, width: int, kernel: int, size: int, depth: int, precision: str) -> Path:
-    """Write 1x1, `depth` convolutions of `width` to `width` channels, and 1x1, each with ReLU, as ONNX."""
-    chain = _Chain(width, precision)
-    read = chain.rounded("input")
-    read = chain.convolution(read, width, ENDS, 1)
-    for _ in range(depth):
-        read = chain.convolution(read, width, width, kernel)
-    chain.convolution(read, ENDS, width, 1)
-    chain.nodes[-1].output[0] = "logits"
-    values = [
-        helper.make_tensor_value_info(name, chain.kind, ["batch", ENDS, size, size])
-        for name in ("input", "logits")
-    ]
-    graph = helper.make_graph(chain.nodes, "chain", values[:1], values[1:], chain.weights)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
-    return path
+def chain(*, width: int, kernel: int, size: int, depth: int) -> Probe:
+    """Return 1x1, `depth` convolutions of `width` to `width` channels, and 1x1, each with ReLU."""
 
-
-class _Chain:
-    """Nodes and weights as they are added, in one precision; int8 is written as Q/DQ pairs.
-
-    Activations are uint8 from 0 and weights int8, as calibration leaves them behind a ReLU: only then does
-    ONNX Runtime fuse convolution, ReLU and Q/DQ into one integer kernel.
-    """
-
-    def __init__(self, seed: int, precision: str) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
-        self.kind = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT
-        self._dtype = np.float16 if precision == "fp16" else np.float32
-        self._random = np.random.default_rng(seed)
-        self._int8 = precision == "int8"
-        if self._int8:
-            self.weights += [
-                numpy_helper.from_array(np.float32(0.02), "scale"),
-                numpy_helper.from_array(np.uint8(0), "zero"),
-                numpy_helper.from_array(np.int8(0), "zero_weight"),
-            ]
-
-    def rounded(self, name: str) -> str:
-        """Put a Q/DQ pair behind a tensor, in int8, and return the name of what is read then."""
-        if not self._int8:
-            return name
-        self.nodes.append(helper.make_node("QuantizeLinear", [name, "scale", "zero"], [f"{name}_q"]))
-        self.nodes.append(
-            helper.make_node("DequantizeLinear", [f"{name}_q", "scale", "zero"], [f"{name}_dq"])
+    def layer(width_in: int, width_out: int, side: int) -> ProbeLayer:
+        kind = LayerKind(
+            op="conv",
+            kernel=(side, side),
+            stride=(1, 1),
+            padding=(side // 2, side // 2),
+            in_size=(size, size),
         )
-        return f"{name}_dq"
+        return ProbeLayer(kind=kind, width_in=width_in, width_out=width_out)
 
-    def convolution(self, read: str, width_out: int, width_in: int, kernel: int) -> str:
-        """Add a convolution and its ReLU and return the name of the output."""
-        place = len(self.weights)
-        shape = (width_out, width_in, kernel, kernel)
-        weight_OIHW = self._random.standard_normal(shape) * (2.0 / (width_in * kernel**2)) ** 0.5
-        weight = f"w{place}"
-        if self._int8:
-            steps_OIHW = np.clip(np.round(weight_OIHW / 0.02), -127, 127).astype(np.int8)
-            self.weights.append(numpy_helper.from_array(steps_OIHW, weight))
-            self.nodes.append(
-                helper.make_node("DequantizeLinear", [weight, "scale", "zero_weight"], [f"{weight}_dq"])
-            )
-            weight = f"{weight}_dq"
-        else:
-            self.weights.append(numpy_helper.from_array(weight_OIHW.astype(self._dtype), weight))
-        padding = [kernel // 2] * 4
-        self.nodes.append(helper.make_node("Conv", [read, weight], [f"conv{place}"], pads=padding))
-        self.nodes.append(helper.make_node("Relu", [f"conv{place}"], [f"relu{place}"]))
-        return self.rounded(f"relu{place}")
+    between = [layer(width, width, kernel)] * depth
+    layers = (layer(ENDS, width, 1), *between, layer(width, ENDS, 1))
+    return Probe(name=f"{depth} times {kernel}x{kernel}: {width}", layers=layers)
 
 
 def timed(arguments: argparse.Namespace, kernel: int, widths: Sequence[int]) -> dict[int, Measurement]:
@@ -117,14 +64,8 @@ def timed(arguments: argparse.Namespace, kernel: int, widths: Sequence[int]) -> 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         runners = {}
         for width in widths:
-            path = write_chain(
-                Path(folder) / f"{width}.onnx",
-                width=width,
-                kernel=kernel,
-                size=arguments.size,
-                depth=arguments.depth,
-                precision=arguments.precision,
-            )
+            probe = chain(width=width, kernel=kernel, size=arguments.size, depth=arguments.depth)
+            path = write_probe(probe, Path(folder) / f"{width}.onnx", arguments.precision)
             opened = open_runner(
                 path, arguments.runtime, threads=arguments.threads, batches=(arguments.batch,)
             )

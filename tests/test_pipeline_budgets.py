@@ -16,11 +16,12 @@ from ticket_export.channels.graph import ChannelGroup
 from ticket_export.channels.mask import Mask
 from ticket_export.channels.sites import LayerSite, layer_sites
 from ticket_export.errors import ShrinkError
+from ticket_export.find.best import mask_from_widths
 from ticket_export.measure.calibration import Calibration
 from ticket_export.measure.latency_table import Cell, LatencyTable
 from ticket_export.measure.profile import Timing
 from ticket_export.pipeline import coordinate, work
-from ticket_export.pipeline.budgets import mask_from_widths, scores_within
+from ticket_export.pipeline.budgets import scores_within
 from ticket_export.pipeline.context import Context
 from ticket_export.pipeline.graph import nodes_of
 from ticket_export.pipeline.latency_costs import kind_of

@@ -17,7 +17,7 @@ from torch import Tensor
 from ticket_export.channels.graph import ChannelGroup, Member
 from ticket_export.channels.mask import ElementMask, Mask
 from ticket_export.errors import ShrinkError
-from ticket_export.find.best import best_channels, rounded_up
+from ticket_export.find.best import best_channels, mask_from_widths, rounded_up, there
 
 SCOPES = ("layer", "inner", "coupled")
 SCORES = ("l1", "l2", "count")
@@ -187,22 +187,19 @@ def mask_from_shares(
     Raises:
         ShrinkError: a group has a share and no score.
     """
-    keep_by_group = {}
+    widths = {}
     for group in groups:
-        there_C = torch.ones(group.width, dtype=torch.bool)
-        if within is not None and group.name in within.keep_by_group:
-            there_C = within.keep_by_group[group.name]
         if group.name in share_by_group:
             if group.name not in score_by_group:
                 raise ShrinkError(
                     f"the channels of {group.name!r} have no score", hint="take find.score l1, which all have"
                 )
-            num_kept = _num_kept(share_by_group[group.name], group.width)
-            num_kept = rounded_up(num_kept, round_to, width=int(there_C.sum()))
-            score_C = score_by_group[group.name].double().masked_fill(~there_C, -torch.inf)
-            there_C = best_channels(score_C, num_kept)
-        keep_by_group[group.name] = there_C
-    return Mask(keep_by_group)
+            num_kept, num_there = (
+                _num_kept(share_by_group[group.name], group.width),
+                there(group, within).sum(),
+            )
+            widths[group.name] = rounded_up(num_kept, round_to, width=int(num_there))
+    return mask_from_widths(widths, score_by_group, groups, within=within)
 
 
 def _require(scope: str, round_to: int, score: str, extra_fraction: float) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ticket_export.channels.mask import Mask
-from ticket_export.errors import TrainError
 from ticket_export.find.search_rules import SearchEvent
 from ticket_export.find.sliced_state import Standing
-from ticket_export.train.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
+from ticket_export.train.checkpoint import load_checkpoint, require_identity, save_checkpoint, under
 from ticket_export.train.state import EpochRecord
 
 _PARTS = ("weights", "average", "optimizer", "zeroed")
@@ -68,24 +65,14 @@ def resume_search(search: Search, folder: Path) -> None:
     if found is None:
         return
     tensors, facts = found
-    for name, value in search.identity.items():
-        if facts["identity"].get(name) != value:
-            raise TrainError(
-                f"checkpoint {folder / FILE_NAME} was written with {name} = {facts['identity'].get(name)!r}, "
-                f"not {value!r}",
-                hint="use another folder, or delete the checkpoint",
-            )
+    require_identity(facts, search.identity, folder)
     search.standing = Standing(
         structure=replace(search.standing.structure, mask=Mask.from_json(facts["mask"])),
-        weights=_under("weights.", tensors),
-        average=_under("average.", tensors),
-        optimizer=_under("optimizer.", tensors),
-        zeroed={name: value.to(torch.bool) for name, value in _under("zeroed.", tensors).items()},
+        weights=under("weights.", tensors),
+        average=under("average.", tensors),
+        optimizer=under("optimizer.", tensors),
+        zeroed={name: value.to(torch.bool) for name, value in under("zeroed.", tensors).items()},
     )
     search.events = [SearchEvent(**event) for event in facts["events"]]
     search.history = list(facts["history"])
     search.num_processes = facts["num_processes"]
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

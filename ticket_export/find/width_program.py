@@ -6,14 +6,16 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from ticket_export.errors import ShrinkError
 from ticket_export.find.site_costs import SiteCosts
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 REL_GAP = 1e-5  # of what is lost; the solver stops where no better choice can lose less by more than that
 
@@ -49,6 +51,9 @@ class WidthProgram:
 
     def solve(self, target: float, time_limit_s: float) -> tuple[dict[str, int], float] | None:
         """Return widths and the proven gap; None where no choice keeps to the target."""
+        from scipy import sparse  # here: loading SciPy's solvers takes seconds, and most finders need none
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
         rows, values = self._equalities()
         left = target - self._site_costs.constant
         scale = max(abs(left), float(np.abs(self._costs).max(initial=0.0)), 1e-300)
@@ -76,6 +81,8 @@ class WidthProgram:
 
     def _equalities(self) -> tuple[sparse.csr_matrix, npt.NDArray[np.float64]]:
         """Return one row per group (one width each), and per pair and width of either side."""
+        from scipy import sparse
+
         entries: list[tuple[int, int, float]] = []
         values: list[float] = []
         for group, first in self._first.items():

@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ticket_export.channels.cost_models import CostModel, network_cost
 from ticket_export.channels.graph import ChannelGroup
 from ticket_export.channels.mask import Mask
 from ticket_export.channels.sites import LayerSite, layer_sites
-from ticket_export.find.best import best_channels
+from ticket_export.find.best import mask_from_widths
 from ticket_export.find.control import uniform_masks
 from ticket_export.find.knapsack import Choice, Limits, choose_widths, fill_free
 from ticket_export.pipeline.context import Context
@@ -45,7 +44,7 @@ class Pricing:
 
     def share(self, widths: Mapping[str, int]) -> float:
         """Return the predicted cost of widths as a share of dense; groups that are not named stay whole."""
-        return self._cost(widths) / self._cost({})
+        return self.cost(widths) / self.cost({})
 
     def choose(
         self,
@@ -66,7 +65,7 @@ class Pricing:
             self.sites,
             self.costs,
             whole=self.whole,
-            target=share * self._cost({}),
+            target=share * self.cost({}),
             limits=Limits(round_to=round_to, upper=_upper(within)),
         )
 
@@ -86,7 +85,8 @@ class Pricing:
             round_to=round_to,
         )
 
-    def _cost(self, widths: Mapping[str, int]) -> float:
+    def cost(self, widths: Mapping[str, int]) -> float:
+        """Return the predicted cost of widths; groups that are not named stay whole."""
         return network_cost(self.costs, self.sites, {**self.whole, **widths})
 
 
@@ -101,26 +101,6 @@ def pricing_of(context: Context, node: Node, kind: str) -> Pricing:
     whole = {group.name: group.width for group in context.groups}
     costs = cost_model(context, node, kind, sites, whole)
     return Pricing(groups=context.groups, sites=sites, costs=costs)
-
-
-def mask_from_widths(
-    widths: Mapping[str, int],
-    score_by_group: Mapping[str, Tensor],
-    groups: Sequence[ChannelGroup],
-    *,
-    within: Mask | None = None,
-) -> Mask:
-    """Return the best channels of every group that has a width, the others as they were."""
-    keep_by_group = {}
-    for group in groups:
-        there_C = torch.ones(group.width, dtype=torch.bool)
-        if within is not None and group.name in within.keep_by_group:
-            there_C = within.keep_by_group[group.name]
-        if group.name in widths and group.name in score_by_group:
-            score_C = score_by_group[group.name].double().masked_fill(~there_C, -torch.inf)
-            there_C = best_channels(score_C, widths[group.name])
-        keep_by_group[group.name] = there_C
-    return Mask(keep_by_group)
 
 
 def scores_within(score_by_group: Mapping[str, Tensor], within: Mask | None) -> dict[str, Tensor]:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ticket_export.channels.costs import count_costs
 from ticket_export.channels.mask import Mask
 from ticket_export.errors import ShrinkError
+from ticket_export.find.best import mask_from_widths
 from ticket_export.find.knapsack import Choice
 from ticket_export.find.refill import mask_from_shares
-from ticket_export.pipeline.budgets import LATENCY, Pricing, mask_from_widths, pricing_of
+from ticket_export.pipeline.budgets import LATENCY, Pricing, pricing_of
 from ticket_export.pipeline.context import Context
 from ticket_export.pipeline.networks import dense_network
 from ticket_export.pipeline.nodes import Node

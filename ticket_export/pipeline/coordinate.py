@@ -21,7 +21,7 @@ from ticket_export.pipeline.ray_engine import RayTasks, ray_tasks, work_on_ray
 from ticket_export.pipeline.runs import RunFolder, run_folder
 from ticket_export.pipeline.together import Lead, follow, leading
 from ticket_export.pipeline.torchrun import Place, device_at, place_in_torchrun
-from ticket_export.pipeline.work import Emit, Event, event_of, is_complete, work
+from ticket_export.pipeline.work import Emit, Event, missing_of, require_measurable, time_alone
 from ticket_export.pipeline.worker import Settings, work_as_told, work_in_processes
 from ticket_export.recipe.schema import ZOO_PREFIX, Recipe
 from ticket_export.stages import STAGE_WORDS, STAGES, StageWord
@@ -74,7 +74,7 @@ def plan(recipe: Recipe, out: str | Path = "out") -> tuple[PlannedNode, ...]:
     store = Store(out)
     inputs = hash_inputs(recipe)
     _require_inputs(recipe, store)
-    _require_measurable(recipe)
+    require_measurable(recipe)
     nodes = nodes_of(recipe, inputs, machine_facts()["fingerprint"])
     origins_of_run(run_folder(out, recipe), recipe, inputs, nodes, store)
     return tuple(
@@ -87,16 +87,6 @@ def plan(recipe: Recipe, out: str | Path = "out") -> tuple[PlannedNode, ...]:
         )
         for node in nodes
     )
-
-
-def _require_measurable(recipe: Recipe) -> None:
-    """Refuse before the training what could not be timed after it."""
-    from ticket_export.measure.protocol import require_cores
-    from ticket_export.runtime.offers import require_installed
-
-    require_cores(recipe.measure.threads)
-    for runtime in recipe.measure.runtimes:
-        require_installed(runtime)
 
 
 def _require_inputs(recipe: Recipe, store: Store) -> None:
@@ -201,7 +191,7 @@ def _run(recipe: Recipe, out: str | Path, how: _How, emit: Emit | None) -> Repor
     machine = machine_facts()
     nodes = nodes_until(nodes_of(recipe, inputs, machine["fingerprint"]), last)
     if last in ("measure", "report"):
-        _require_measurable(recipe)
+        require_measurable(recipe)
     store = Store(out)
     origins = origins_of_run(run_folder(out, recipe), recipe, inputs, nodes, store)
     with _locks_given_back(), RunFolder(out, recipe) as folder:
@@ -263,12 +253,7 @@ def _is_on_ray(on: str, gpus_per_task: float | None, place: Place) -> bool:
 def _make_all(
     nodes: Sequence[Node], store: Store, recipe: Recipe, settings: Settings, how: _How, emit: Emit
 ) -> None:
-    missing: list[Node] = []
-    for node in nodes:
-        if is_complete(node, store, emit):
-            emit({**event_of(node), "event": "skip"})
-        else:
-            missing.append(node)
+    missing = missing_of(nodes, store, emit)
     is_foreign = not recipe.model.builder.startswith(ZOO_PREFIX)  # `check` knows the zoo
     if is_foreign and any(node.stage == "train" for node in missing):
         _require_fit(recipe, store)
@@ -286,7 +271,7 @@ def _make_all(
                 work_in_processes(now, num_workers, emit)
         timed = [node for node in of_wave if node.is_timed]
         if timed:
-            _time_alone(timed, store, recipe, settings, emit)
+            time_alone(timed, store, recipe, emit, device=settings.device, threads=settings.threads)
 
 
 @contextmanager
@@ -297,17 +282,6 @@ def _locks_given_back() -> Iterator[None]:
     except KeyboardInterrupt:
         release_all()
         raise
-
-
-def _time_alone(nodes: Sequence[Node], store: Store, recipe: Recipe, settings: Settings, emit: Emit) -> None:
-    """Time while no other run on this store does."""
-    from ticket_export.pipeline.context import Context
-
-    with (
-        store.exclusively("latency"),
-        Context(recipe, store, device=settings.device, threads=settings.threads) as context,
-    ):
-        work(nodes, store, context, emit)
 
 
 def _report(recipe: Recipe, nodes: Sequence[Node], store: Store, folder: RunFolder, emit: Emit) -> Report:

@@ -31,6 +31,7 @@ from ticket_export.pipeline.networks import (
     trained_network,
 )
 from ticket_export.pipeline.nodes import Node
+from ticket_export.pipeline.searching import search_step
 from ticket_export.pipeline.work import Emit
 from ticket_export.recipe.find_sections import EarlyBirdSection, RoundsSection, RstSection
 from ticket_export.recipe.supernet_section import SupernetSection
@@ -71,8 +72,6 @@ def train_step(context: Context, node: Node, folder: Path, scratch: Path, progre
     context.device  # sets torch's threads  # noqa: B018
     subject = subject_from_text(node.subject)
     if subject.kind == "search" and context.recipe.find.method == "supernet":
-        from ticket_export.pipeline.searching import search_step  # with a solver that no other training needs
-
         return search_step(
             context,
             node,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 from ticket_export.channels.cost_models import CostModel, counted_costs
 from ticket_export.channels.sites import LayerSite
+from ticket_export.measure.latency_table import load_table
 from ticket_export.pipeline.context import Context
+from ticket_export.pipeline.latency_costs import LatencyCosts
 from ticket_export.pipeline.networks import dense_network
 from ticket_export.pipeline.nodes import Node
+from ticket_export.pipeline.tables import TABLE_FILE
 
 
 def cost_model(
@@ -25,10 +27,6 @@ def cost_model(
         whole: group name -> its whole width.
     """
     if kind == "latency_fraction":
-        from ticket_export.measure.latency_table import LatencyTable
-        from ticket_export.pipeline.latency_costs import LatencyCosts
-
-        text = context.file(node.parents["table"], "table.json").read_text(encoding="utf-8")
-        return LatencyCosts(LatencyTable.from_json(json.loads(text)), sites)
+        return LatencyCosts(load_table(context.file(node.parents["table"], TABLE_FILE)), sites)
     dense = dense_network(context, node.replicate or 0)
     return counted_costs(dense, context.example_inputs, sites, kind=kind, dense=whole)

@@ -50,15 +50,7 @@ def table_step(context: Context, node: Node, folder: Path, scratch: Path, progre
     """Time every layer of the dense network at every width, calibrate the sum on whole networks."""
     started_s = time.monotonic()
     context.device  # sets torch's threads  # noqa: B018
-    measure = context.recipe.measure
-    timing = Timing(
-        runtime=node.item["runtime"],
-        precision=node.item["precision"],
-        batch=node.item["batch"],
-        threads=measure.threads,
-        scope=measure.scope,
-        activations=context.recipe.export.int8_activations,
-    )
+    timing = timing_of(context, node)
     dense = context.fresh_network(0, Subject("dense")).eval()
     sites = layer_sites(dense, context.example_inputs, context.groups)
     whole = {group.name: group.width for group in context.groups}
@@ -102,6 +94,19 @@ def table_step(context: Context, node: Node, folder: Path, scratch: Path, progre
         "dense_s": calibration.networks[0].seconds,
         "seconds": round(time.monotonic() - started_s, 1),
     }
+
+
+def timing_of(context: Context, node: Node) -> Timing:
+    """Return what a node is timed for: its own runtime, precision and batch, by the recipe's threads."""
+    measure = context.recipe.measure
+    return Timing(
+        runtime=node.item["runtime"],
+        precision=node.item["precision"],
+        batch=node.item["batch"],
+        threads=measure.threads,
+        scope=measure.scope,
+        activations=context.recipe.export.int8_activations,
+    )
 
 
 def layers_seconds(table: LatencyTable, sites: Sequence[LayerSite], kept: Mapping[str, int]) -> float:

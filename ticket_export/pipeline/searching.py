@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ticket_export.channels.cost_models import CostModel, network_cost
 from ticket_export.channels.costs import count_costs
-from ticket_export.channels.sites import LayerSite, layer_sites
 from ticket_export.data.augment import Augment
 from ticket_export.find.best import best_channels
 from ticket_export.find.knapsack import Limits, choose_widths
@@ -19,6 +17,7 @@ from ticket_export.find.search_rules import Choose, SearchResult, SearchRules
 from ticket_export.find.supernet import search
 from ticket_export.find.supernet_events import ranked_choice
 from ticket_export.models.supernet import decision_norms
+from ticket_export.pipeline.budgets import pricing_of
 from ticket_export.pipeline.context import Context
 from ticket_export.pipeline.networks import (
     WEIGHTS_FILE,
@@ -28,7 +27,6 @@ from ticket_export.pipeline.networks import (
     scattered,
 )
 from ticket_export.pipeline.nodes import Node
-from ticket_export.pipeline.pricing import cost_model
 from ticket_export.pipeline.work import Emit
 from ticket_export.recipe.supernet_section import SupernetSection
 from ticket_export.shrink.surgery import small_from_mask
@@ -57,7 +55,6 @@ def search_step(
     assert isinstance(find, SupernetSection)  # no other method searches this way
     dense = dense_network(context, node.replicate or 0)
     device = context.device
-    sites = _Sites(context, node, dense)
     found = search(
         dense,
         context.images,
@@ -67,8 +64,8 @@ def search_step(
         settings=settings,
         rules=_rules(find, node),
         seed_path=seed_path,
-        prices=sites.prices(find.price),
-        choose=sites.choice(find),
+        prices=_prices(context, node, find.price, decision_norms(dense)),
+        choose=_choice(context, node, find),
         device=device,
         checkpoint_folder=scratch,
         on_event=progress,
@@ -127,54 +124,41 @@ def _trained_facts(found: SearchResult) -> dict[str, Any]:  # Any: JSON values
     }
 
 
-class _Sites:
-    """What channels cost, and which stay within a budget."""
+def _prices(context: Context, node: Node, price: str, scales: Sequence[str]) -> dict[str, float] | None:
+    """Return norm scale -> what one of its channels costs over the mean of all; None = all alike."""
+    if price == "none":
+        return None
+    pricing = pricing_of(context, node, _KINDS[price])
+    group_by_scale = {member.tensor: group for group in context.groups for member in group.members}
+    groups = {scale: group_by_scale[scale] for scale in scales}
+    cost_by_name = {
+        scale: (pricing.cost({}) - pricing.cost({group.name: 0})) / group.width
+        for scale, group in groups.items()
+    }
+    return mean_prices(cost_by_name, {scale: group.width for scale, group in groups.items()})
 
-    def __init__(self, context: Context, node: Node, dense: nn.Module) -> None:
-        self._context, self._node = context, node
-        self._sites: tuple[LayerSite, ...] = layer_sites(dense, context.example_inputs, context.groups)
-        self._whole = {g.name: g.width for g in context.groups if g.pinned is None and g.producers}
 
-    def prices(self, price: str) -> dict[str, float] | None:
-        """Return norm scale -> what one of its channels costs over the mean of all; None = all alike."""
-        if price == "none":
-            return None
-        costs = self._costs(_KINDS[price])
-        dense = dense_network(self._context, 0)
-        group_by_scale = {m.tensor: g for g in self._context.groups for m in g.members}
-        groups = {scale: group_by_scale[scale] for scale in decision_norms(dense)}
-        whole = network_cost(costs, self._sites, self._whole)
-        cost_by_name = {
-            scale: (whole - network_cost(costs, self._sites, {**self._whole, group.name: 0})) / group.width
-            for scale, group in groups.items()
+def _choice(context: Context, node: Node, find: SupernetSection) -> Choose:
+    """Return what decides at an event which channels stay."""
+    if find.budget is None:
+        return ranked_choice(context.groups, round_to=find.round_to)
+    pricing = pricing_of(context, node, find.budget.kind)
+    may_be_empty = frozenset(group.name for group in context.groups if group.branch is not None)
+
+    def choose(score_by_group: Mapping[str, Tensor], target: float) -> Mapping[str, Tensor]:
+        there = {name: int((score_C > 0).sum()) for name, score_C in score_by_group.items()}
+        chosen = choose_widths(
+            {name: score_C for name, score_C in score_by_group.items() if there[name]},
+            pricing.sites,
+            pricing.costs,
+            whole=pricing.whole | {name: 0 for name, width in there.items() if not width},
+            target=pricing.cost({}) * (1 - target),
+            objective="sum",
+            limits=Limits(round_to=find.round_to, upper=there, may_be_empty=may_be_empty),
+        )
+        return {
+            name: best_channels(score_C, chosen.widths.get(name, 0))
+            for name, score_C in score_by_group.items()
         }
-        return mean_prices(cost_by_name, {scale: group.width for scale, group in groups.items()})
 
-    def choice(self, find: SupernetSection) -> Choose:
-        """Return what decides at an event which channels stay."""
-        if find.budget is None:
-            return ranked_choice(self._context.groups, round_to=find.round_to)
-        costs = self._costs(find.budget.kind)
-        whole = network_cost(costs, self._sites, self._whole)
-        may_be_empty = frozenset(g.name for g in self._context.groups if g.branch is not None)
-
-        def choose(score_by_group: Mapping[str, Tensor], target: float) -> Mapping[str, Tensor]:
-            there = {name: int((score_C > 0).sum()) for name, score_C in score_by_group.items()}
-            chosen = choose_widths(
-                {name: score_C for name, score_C in score_by_group.items() if there[name]},
-                self._sites,
-                costs,
-                whole=self._whole | {name: 0 for name, width in there.items() if not width},
-                target=whole * (1 - target),
-                objective="sum",
-                limits=Limits(round_to=find.round_to, upper=there, may_be_empty=may_be_empty),
-            )
-            return {
-                name: best_channels(score_C, chosen.widths.get(name, 0))
-                for name, score_C in score_by_group.items()
-            }
-
-        return choose
-
-    def _costs(self, kind: str) -> CostModel:
-        return cost_model(self._context, self._node, kind, self._sites, self._whole)
+    return choose

@@ -16,7 +16,7 @@ from ticket_export.measure.protocol import Protocol
 from ticket_export.measure.speedup import speedup
 from ticket_export.pipeline.context import Context
 from ticket_export.pipeline.nodes import Node
-from ticket_export.pipeline.profiling import network_opener
+from ticket_export.pipeline.profiling import network_opener, timing_of
 from ticket_export.shrink.surgery import small_from_mask
 
 
@@ -82,12 +82,4 @@ class ShareTimer:
 
 def timer_of(context: Context, node: Node, dense: nn.Module, scratch: Path) -> ShareTimer:
     """Return the timer of a finder that is timed."""
-    timing = Timing(
-        runtime=node.item["runtime"],
-        precision=node.item["precision"],
-        batch=node.item["batch"],
-        threads=context.recipe.measure.threads,
-        scope=context.recipe.measure.scope,
-        activations=context.recipe.export.int8_activations,
-    )
-    return ShareTimer(context, dense, timing, scratch / "networks")
+    return ShareTimer(context, dense, timing_of(context, node), scratch / "networks")

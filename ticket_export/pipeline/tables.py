@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ticket_export.measure.latency_table import LatencyTable, load_table
-from ticket_export.measure.protocol import require_cores
 from ticket_export.pipeline.graph import table_nodes
 from ticket_export.pipeline.nodes import hash_inputs
-from ticket_export.pipeline.work import Emit, event_of, is_complete, work
+from ticket_export.pipeline.work import Emit, missing_of, require_measurable, time_alone
 from ticket_export.recipe.schema import Recipe
-from ticket_export.runtime.offers import require_installed
 from ticket_export.store.machine import machine_facts
 from ticket_export.store.store import Store
 
@@ -58,23 +56,13 @@ def profile(
         ShrinkError: a layer of the network has no price.
         StoreError: the disk refuses.
     """
-    from ticket_export.pipeline.context import Context
-
-    require_cores(recipe.measure.threads)
-    for runtime in recipe.measure.runtimes:
-        require_installed(runtime)
+    require_measurable(recipe)
     store = Store(out)
     nodes = table_nodes(recipe, hash_inputs(recipe), machine_facts()["fingerprint"])
     tell: Emit = emit or (lambda event: None)
-    missing = []
-    for node in nodes:
-        if is_complete(node, store, tell):
-            tell({**event_of(node), "event": "skip"})
-        else:
-            missing.append(node)
+    missing = missing_of(nodes, store, tell)
     if missing:
-        with store.exclusively("latency"), Context(recipe, store, device=device, threads=threads) as context:
-            work(missing, store, context, tell)
+        time_alone(missing, store, recipe, tell, device=device, threads=threads)
     paths = [store.path(node.stage, node.key) / TABLE_FILE for node in nodes]
     return tuple(
         StoredTable(table=load_table(path), path=path, key=node.key, found=node not in missing)

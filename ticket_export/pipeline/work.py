@@ -22,6 +22,7 @@ from ticket_export.store.store import DISK_ERRORS, Claim, Damage, Store, store_e
 if TYPE_CHECKING:
     from ticket_export.pipeline.context import Context
     from ticket_export.pipeline.together import Lead
+    from ticket_export.recipe.schema import Recipe
 
 Event: TypeAlias = Mapping[str, Any]  # Any: JSON values
 Emit: TypeAlias = Callable[[Event], None]
@@ -81,6 +82,45 @@ def work(nodes: Sequence[Node], store: Store, context: Context, emit: Emit, lead
         pending = [node for node in pending if node not in done]
         if pending and not made:
             time.sleep(_POLL_S)
+
+
+def require_measurable(recipe: Recipe) -> None:
+    """Refuse before the work what could not be timed after it.
+
+    Raises:
+        MeasureError: it would be timed on more threads than this machine has cores.
+        MissingDependency: a runtime is not installed.
+    """
+    from ticket_export.measure.protocol import require_cores
+    from ticket_export.runtime.offers import require_installed
+
+    require_cores(recipe.measure.threads)
+    for runtime in recipe.measure.runtimes:
+        require_installed(runtime)
+
+
+def missing_of(nodes: Sequence[Node], store: Store, emit: Emit) -> list[Node]:
+    """Return the nodes that are not complete; the others are told as skipped."""
+    missing = []
+    for node in nodes:
+        if is_complete(node, store, emit):
+            emit({**event_of(node), "event": "skip"})
+        else:
+            missing.append(node)
+    return missing
+
+
+def time_alone(
+    nodes: Sequence[Node], store: Store, recipe: Recipe, emit: Emit, *, device: str, threads: int
+) -> None:
+    """Make nodes that are timed while no other run on this store times anything."""
+    from ticket_export.pipeline.context import Context
+
+    with (
+        store.exclusively("latency"),
+        Context(recipe, store, device=device, threads=threads) as context,
+    ):
+        work(nodes, store, context, emit)
 
 
 def is_complete(node: Node, store: Store, emit: Emit) -> bool:

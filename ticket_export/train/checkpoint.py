@@ -68,6 +68,31 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
         ) from error
 
 
+def require_identity(facts: Mapping[str, Any], identity: Mapping[str, object], folder: Path) -> None:
+    """Pass when the folder's checkpoint was written by what goes on from it.
+
+    Args:
+        facts: of `load_checkpoint`.
+        identity: facts by name that it must share, as JSON.
+        folder: for the error's text.
+
+    Raises:
+        TrainError: it is of another training or search.
+    """
+    for name, value in identity.items():
+        if facts["identity"].get(name) != value:
+            raise TrainError(
+                f"checkpoint {folder / FILE_NAME} was written with {name} = {facts['identity'].get(name)!r}, "
+                f"not {value!r}",
+                hint="use another folder, or delete the checkpoint",
+            )
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Return a hash of names, types, shapes and values, by which a checkpoint knows them again."""
     digest = hashlib.sha256()

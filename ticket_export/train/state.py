@@ -19,7 +19,14 @@ from ticket_export.data.streamed import StreamedImages
 from ticket_export.errors import TrainError
 from ticket_export.models.weights import load_weights
 from ticket_export.train.average import Average, Averaged
-from ticket_export.train.checkpoint import FILE_NAME, fingerprint, load_checkpoint, save_checkpoint
+from ticket_export.train.checkpoint import (
+    FILE_NAME,
+    fingerprint,
+    load_checkpoint,
+    require_identity,
+    save_checkpoint,
+    under,
+)
 from ticket_export.train.compiled import compiled
 from ticket_export.train.device import random_states, set_random_states
 from ticket_export.train.distill import Distill
@@ -319,29 +326,19 @@ def resume(run: Run, folder: Path) -> None:
     if found is None:
         return
     tensors, facts = found
-    for name, value in run.identity.items():
-        if facts["identity"].get(name) != value:
-            raise TrainError(
-                f"checkpoint {folder / FILE_NAME} was written with {name} = {facts['identity'].get(name)!r}, "
-                f"not {value!r}",
-                hint="use another folder, or delete the checkpoint",
-            )
-    load_weights(run.model, _under("model.", tensors), source=f"checkpoint {folder / FILE_NAME}")
+    require_identity(facts, run.identity, folder)
+    load_weights(run.model, under("model.", tensors), source=f"checkpoint {folder / FILE_NAME}")
     restore_optimizer(run.optimizer, tensors)
     set_random_states(tensors, run.device)
     if run.scaler is not None:
         run.scaler.load_state_dict(facts["scaler"])
     if run.average is not None:
-        run.average.restore(_under("average.", tensors))
-    run.snapshot = _under("snapshot.", tensors) or None
-    run.validations.restore(_under("validations.", tensors), run.device)
+        run.average.restore(under("average.", tensors))
+    run.snapshot = under("snapshot.", tensors) or None
+    run.validations.restore(under("validations.", tensors), run.device)
     run.validations.records = list(facts["validations"])
     run.history = list(facts["history"])
     run.is_stopped = facts["is_stopped"]
     run.next_epoch = facts["next_epoch"]
     if run.plan.additions.observer is not None:
-        run.plan.additions.observer.load(_under("observer.", tensors))
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        run.plan.additions.observer.load(under("observer.", tensors))
